@@ -1,0 +1,230 @@
+"""Artifacts: committed results, each with a manifest whose presence means *done*.
+
+An artifact is a folder (``experts/movie@16#0``) or a single table or page (``graph.parquet``, ``report.html``). Its files
+are written under temporary names and moved into place, the manifest last, so that a crash at any point leaves either
+the whole artifact or none. The store lives on whatever ``pyarrow.fs`` reaches: a local folder, ``s3://``, ``gs://``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from pyarrow import fs
+
+from pitune.errors import PituneError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+"""Version of the layout; part of every fingerprint, so that a change of meaning makes everything anew."""
+TEMPORARY = ".partial"
+RECORDED = ("pitune", "torch", "transformers", "peft", "deepspeed", "ray")
+"""Packages whose versions every manifest names."""
+
+
+def fingerprint(inputs: Mapping[str, Any]) -> str:
+    """Return the sha256 of ``inputs`` written as canonical JSON; equal inputs give equal fingerprints."""
+    text = json.dumps({"format": FORMAT, **inputs}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def manifest_path(artifact: str) -> str:
+    """Return where the manifest of ``artifact`` lies: inside a folder, beside a single file."""
+    return f"{artifact}.{MANIFEST}" if PurePosixPath(artifact).suffix else f"{artifact}/{MANIFEST}"
+
+
+def table_bytes(rows: pa.Table | list[dict[str, Any]]) -> bytes:
+    """Return ``rows`` (a table, or a list of dictionaries with the same keys) as a parquet file."""
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows)
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+class Store:
+    """The artifacts of one study.
+
+    Args:
+        root: a folder, or a URI that ``pyarrow.fs`` understands (``s3://bucket/study``).
+
+    Raises:
+        PituneError: the folder cannot be made or written.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root)
+        self.is_local = "://" not in self.root
+        try:
+            if self.is_local:
+                base: fs.FileSystem = fs.LocalFileSystem()
+                path = str(Path(self.root).absolute())
+            else:
+                base, path = fs.FileSystem.from_uri(self.root)
+            base.create_dir(path, recursive=True)
+            if self.is_local and not os.access(path, os.W_OK):
+                raise PermissionError("no permission to write there")
+        except (OSError, pa.ArrowException) as error:
+            raise PituneError(f"study folder {self.root}: cannot be written ({_reason(error)}); name one that can") from error
+        self._fs = fs.SubTreeFileSystem(path, base)
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (str(Path(self.root).absolute()) if self.is_local else self.root,)
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def manifest(self, artifact: str) -> dict[str, Any] | None:
+        """Return the manifest of ``artifact``, or None where it is not done."""
+        path = manifest_path(artifact)
+        if self._fs.get_file_info(path).type != fs.FileType.File:
+            return None
+        try:
+            return dict(json.loads(self._bytes(path)))
+        except ValueError as error:
+            raise PituneError(f"{self.root}/{path}: is not JSON ({error}); delete it and run again") from error
+
+    def is_current(self, artifact: str, mark: str) -> bool:
+        """Say whether ``artifact`` is done and was made from the inputs that ``mark`` is the fingerprint of."""
+        manifest = self.manifest(artifact)
+        return manifest is not None and manifest["fingerprint"] == mark
+
+    def read(self, artifact: str, name: str = "") -> bytes:
+        """Return the bytes of one file of ``artifact`` (of the artifact itself, where it is a single file).
+
+        Raises:
+            PituneError: the artifact is not done, or the file is gone.
+        """
+        path = f"{artifact}/{name}" if name else artifact
+        if self.manifest(artifact) is None:
+            raise PituneError(f"{self.root}/{artifact}: is not there or not finished; run the study first")
+        try:
+            return self._bytes(path)
+        except OSError as error:
+            raise PituneError(f"{self.root}/{path}: cannot be read ({_reason(error)})") from error
+
+    def table(self, artifact: str, name: str = "") -> pa.Table:
+        """Return one parquet file of ``artifact`` as a table."""
+        return pq.read_table(io.BytesIO(self.read(artifact, name)))
+
+    def artifacts(self) -> dict[str, dict[str, Any]]:
+        """Return every finished artifact's path with its manifest, in order of path."""
+        found = {}
+        for info in self._fs.get_file_info(fs.FileSelector("", recursive=True)):
+            if info.type == fs.FileType.File and info.base_name.endswith(MANIFEST):
+                artifact = info.path[: -len(MANIFEST) - 1]
+                manifest = self.manifest(artifact)
+                if manifest is not None:
+                    found[artifact] = manifest
+        return dict(sorted(found.items()))
+
+    def problems(self) -> Iterator[str]:
+        """Yield one line per finished artifact's file that is missing or differs from its manifest."""
+        for artifact, manifest in self.artifacts().items():
+            for name, expected in manifest["files"].items():
+                path = f"{artifact}/{name}" if name else artifact
+                if self._fs.get_file_info(path).type != fs.FileType.File:
+                    yield f"{path}: missing"
+                    continue
+                data = self._bytes(path)
+                found = hashlib.sha256(data).hexdigest()
+                if found != expected["sha256"]:
+                    yield (
+                        f"{path}: sha256 {found[:12]}… of {len(data)} bytes, "
+                        f"its manifest says {expected['sha256'][:12]}… of {expected['bytes']}"
+                    )
+
+    def _bytes(self, path: str) -> bytes:
+        with self._fs.open_input_file(path) as stream:
+            return bytes(stream.read())
+
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    def commit(self, artifact: str, files: Mapping[str, bytes], mark: str, **facts: Any) -> None:
+        """Write an artifact; its manifest, with the fingerprint ``mark`` and ``facts``, comes last.
+
+        Args:
+            artifact: its path in the study.
+            files: the content of each file by name; a single-file artifact has the one name ``""``.
+            mark: the fingerprint of everything it was made from.
+            facts: what else the manifest should say (metrics, seconds, seeds): JSON values.
+
+        Raises:
+            PituneError: the disk is full or the folder not writable. What was there before is then gone or whole.
+        """
+        manifest = {
+            "artifact": artifact,
+            "fingerprint": mark,
+            "files": {
+                name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()
+            },
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED}},
+            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **facts,
+        }
+        self.discard(artifact)
+        for name, data in files.items():
+            self._write(f"{artifact}/{name}" if name else artifact, data)
+        self._write(manifest_path(artifact), (json.dumps(manifest, indent=1) + "\n").encode())
+
+    def discard(self, artifact: str) -> None:
+        """Make ``artifact`` not done: remove its manifest, then the files that it names."""
+        manifest = self.manifest(artifact)
+        if manifest is not None:
+            self._fs.delete_file(manifest_path(artifact))
+            for name in manifest["files"]:
+                path = f"{artifact}/{name}" if name else artifact
+                if self._fs.get_file_info(path).type == fs.FileType.File:
+                    self._fs.delete_file(path)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file that is no artifact (``study.yaml``), whole or not at all."""
+        self._write(path, data)
+
+    def _write(self, path: str, data: bytes) -> None:
+        temporary = path + TEMPORARY
+        try:
+            self._fs.create_dir(str(PurePosixPath(path).parent), recursive=True)
+            with self._fs.open_output_stream(temporary) as stream:
+                stream.write(data)
+            self._fs.move(temporary, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._fs.delete_file(temporary)
+            raise PituneError(f"{self.root}/{path}: cannot be written ({_reason(error)}); free or change it, then run again") from error
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the study for this process; the system frees the lock however the process ends.
+
+        Raises:
+            PituneError: another process holds it. (A store that is not local has no lock.)
+        """
+        if not self.is_local:
+            yield
+            return
+        lock = FileLock(Path(self.root) / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise PituneError(f"study folder {self.root}: another pitune process is working on it; wait for it to end") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _reason(error: BaseException) -> str:
+    """Return an error's text as one line."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""Tasks, their slices, their metrics and the catalogue."""

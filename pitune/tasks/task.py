@@ -1,0 +1,111 @@
+"""What a task is: examples per split, candidate labels with their texts, a metric; and its slices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from pitune.errors import PituneError
+
+SPLITS = ("train", "validation", "test")
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+VALIDATION_SHOTS = 4
+"""A few-shot slice validates on min(shots, 4) further examples per class, as in CoOp (arXiv 2109.01134)."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled text. ``key`` names it within its task for good; ``label`` indexes the task's labels."""
+
+    key: str
+    text: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, how an example becomes model input, and how it is scored.
+
+    Attributes:
+        name: lower-case letters, digits, ``_`` and ``-``.
+        modality: what goes into the backbone; ``text``.
+        metric: the name of a function in :mod:`pitune.tasks.metrics`.
+        labels: the candidate labels, in the order of their indices.
+        label_texts: the text of each candidate, which the frozen backbone embeds.
+        splits: ``train``, ``validation`` and ``test`` examples; fixed, the same for every seed.
+        fingerprint: the hash of all of the above.
+    """
+
+    name: str
+    modality: str
+    metric: str
+    labels: tuple[str, ...]
+    label_texts: tuple[str, ...]
+    splits: Mapping[str, tuple[Example, ...]]
+    fingerprint: str
+
+
+@dataclass(frozen=True, order=True)
+class Slice:
+    """A task at a shot count (``None``: all training examples) and a seed; written ``movie@16#0``, ``movie@full#0``."""
+
+    task: str
+    shots: int | None
+    seed: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a slice from its written form.
+
+        Raises:
+            ValueError: the text is not of the form ``task@shots#seed``.
+        """
+        match = re.fullmatch(rf"({NAME.pattern})@(full|[1-9]\d*)#(\d+)", text)
+        if match is None:
+            raise ValueError(f"{text!r} is not a slice; write task@shots#seed, as in movie@16#0 or movie@full#0")
+        task, shots, seed = match.groups()
+        return cls(task, None if shots == "full" else int(shots), int(seed))
+
+    def __str__(self) -> str:
+        return f"{self.task}@{self.shots or 'full'}#{self.seed}"
+
+
+@dataclass(frozen=True)
+class SliceData:
+    """The examples of a slice: what it trains on and what it validates on."""
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+
+
+def draw(task: Task, chosen: Slice) -> SliceData:
+    """Draw a slice's examples.
+
+    A full slice has the task's train and validation splits. A few-shot slice draws ``shots`` training examples per
+    class, and ``min(shots, 4)`` further ones per class to validate on, both from the train split. The draw depends on
+    the seed alone: the same seed's 4 shots are the first 4 of its 16.
+
+    Raises:
+        PituneError: a class has too few examples.
+    """
+    if chosen.shots is None:
+        return SliceData(task.splits["train"], task.splits["validation"])
+    train: list[Example] = []
+    validation: list[Example] = []
+    further = min(chosen.shots, VALIDATION_SHOTS)
+    for index, label in enumerate(task.labels):
+        pool = [example for example in task.splits["train"] if example.label == index]
+        if len(pool) < chosen.shots + further:
+            raise PituneError(
+                f"slice {chosen}: class {label!r} of task {task.name} has {len(pool)} training examples, "
+                f"{chosen.shots} shots and {further} to validate on need {chosen.shots + further}"
+            )
+        order = np.random.default_rng([chosen.seed, index]).permutation(len(pool))
+        train += [pool[i] for i in order[: chosen.shots]]
+        # The validation examples come from the far end, so that growing the shots keeps them as long as it can.
+        validation += [pool[i] for i in order[-further:]]
+    return SliceData(tuple(train), tuple(validation))
