@@ -8,6 +8,7 @@ the whole artifact or none. The store lives on whatever ``pyarrow.fs`` reaches: 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -15,7 +16,8 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -53,6 +55,19 @@ def table_bytes(rows: pa.Table | list[dict[str, Any]]) -> bytes:
     return sink.getvalue()
 
 
+@dataclass(frozen=True)
+class Job:
+    """Artifacts to be made together, and everything that they are made from."""
+
+    artifacts: tuple[str, ...]
+    inputs: Mapping[str, Any]
+
+    @property
+    def mark(self) -> str:
+        """The fingerprint of the inputs."""
+        return fingerprint(self.inputs)
+
+
 class Store:
     """The artifacts of one study.
 
@@ -76,7 +91,9 @@ class Store:
             if self.is_local and not os.access(path, os.W_OK):
                 raise PermissionError("no permission to write there")
         except (OSError, pa.ArrowException) as error:
-            raise PituneError(f"study folder {self.root}: cannot be written ({_reason(error)}); name one that can") from error
+            raise PituneError(
+                f"study folder {self.root}: cannot be written ({_reason(error)}); name one that can"
+            ) from error
         self._fs = fs.SubTreeFileSystem(path, base)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
@@ -90,9 +107,14 @@ class Store:
         if self._fs.get_file_info(path).type != fs.FileType.File:
             return None
         try:
-            return dict(json.loads(self._bytes(path)))
+            manifest = json.loads(self._bytes(path))
         except ValueError as error:
             raise PituneError(f"{self.root}/{path}: is not JSON ({error}); delete it and run again") from error
+        except OSError as error:
+            raise PituneError(f"{self.root}/{path}: cannot be read ({_reason(error)})") from error
+        if not isinstance(manifest, dict) or not {"fingerprint", "files"} <= manifest.keys():
+            raise PituneError(f"{self.root}/{path}: is no manifest (no fingerprint and files); delete it and run again")
+        return manifest
 
     def is_current(self, artifact: str, mark: str) -> bool:
         """Say whether ``artifact`` is done and was made from the inputs that ``mark`` is the fingerprint of."""
@@ -117,11 +139,24 @@ class Store:
         """Return one parquet file of ``artifact`` as a table."""
         return pq.read_table(io.BytesIO(self.read(artifact, name)))
 
+    def text(self, path: str) -> str:
+        """Return a file that is no artifact (``study.yaml``) as text.
+
+        Raises:
+            PituneError: it is not there, cannot be read or is not UTF-8.
+        """
+        try:
+            return self._bytes(path).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PituneError(f"{self.root}/{path}: cannot be read ({_reason(error)})") from error
+
     def artifacts(self) -> dict[str, dict[str, Any]]:
         """Return every finished artifact's path with its manifest, in order of path."""
         found = {}
         for info in self._fs.get_file_info(fs.FileSelector("", recursive=True)):
-            if info.type == fs.FileType.File and info.base_name.endswith(MANIFEST):
+            if info.type == fs.FileType.File and (
+                info.base_name == MANIFEST or info.base_name.endswith(f".{MANIFEST}")
+            ):
                 artifact = info.path[: -len(MANIFEST) - 1]
                 manifest = self.manifest(artifact)
                 if manifest is not None:
@@ -168,24 +203,30 @@ class Store:
             "files": {
                 name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()
             },
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED}},
+            "versions": _versions(),
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **facts,
         }
+        # Written out first: a fact that is no JSON value must not cost the artifact that is there.
+        last = (json.dumps(manifest, indent=1) + "\n").encode()
         self.discard(artifact)
         for name, data in files.items():
             self._write(f"{artifact}/{name}" if name else artifact, data)
-        self._write(manifest_path(artifact), (json.dumps(manifest, indent=1) + "\n").encode())
+        self._write(manifest_path(artifact), last)
 
     def discard(self, artifact: str) -> None:
         """Make ``artifact`` not done: remove its manifest, then the files that it names."""
         manifest = self.manifest(artifact)
-        if manifest is not None:
+        if manifest is None:
+            return
+        try:
             self._fs.delete_file(manifest_path(artifact))
             for name in manifest["files"]:
                 path = f"{artifact}/{name}" if name else artifact
                 if self._fs.get_file_info(path).type == fs.FileType.File:
                     self._fs.delete_file(path)
+        except OSError as error:
+            raise PituneError(f"{self.root}/{artifact}: cannot be replaced ({_reason(error)})") from error
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file that is no artifact (``study.yaml``), whole or not at all."""
@@ -194,14 +235,18 @@ class Store:
     def _write(self, path: str, data: bytes) -> None:
         temporary = path + TEMPORARY
         try:
-            self._fs.create_dir(str(PurePosixPath(path).parent), recursive=True)
+            folder = str(PurePosixPath(path).parent)
+            if folder != ".":
+                self._fs.create_dir(folder, recursive=True)
             with self._fs.open_output_stream(temporary) as stream:
                 stream.write(data)
             self._fs.move(temporary, path)
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._fs.delete_file(temporary)
-            raise PituneError(f"{self.root}/{path}: cannot be written ({_reason(error)}); free or change it, then run again") from error
+            raise PituneError(
+                f"{self.root}/{path}: cannot be written ({_reason(error)}); free or change it, then run again"
+            ) from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -216,12 +261,26 @@ class Store:
         lock = FileLock(Path(self.root) / ".lock")
         try:
             lock.acquire(timeout=0)
-        except Timeout as error:
-            raise PituneError(f"study folder {self.root}: another pitune process is working on it; wait for it to end") from error
+        except OSError as error:  # Timeout is one too
+            if not isinstance(error, Timeout):
+                raise PituneError(f"study folder {self.root}: cannot be locked ({_reason(error)})") from error
+            raise PituneError(
+                f"study folder {self.root}: another pitune process is working on it; wait for it to end"
+            ) from error
         try:
             yield
         finally:
             lock.release()
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Return the versions that a manifest names, of those packages that are installed."""
+    versions = {"python": platform.python_version()}
+    for name in RECORDED:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def _reason(error: BaseException) -> str:

@@ -1,0 +1,85 @@
+"""The bank: E experts of one kind on one backbone, stacked on the expert axis. The one idea of pitune.
+
+Rows come as E groups of equal size, one after another; each group meets its own expert, the frozen backbone runs once
+for all. What E means is the caller's business: experts in a pack, rows of a batch (exact Fisher), experts to compare.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pitune.experts.kind import Expert, ExpertKind, Tensors
+
+
+class Site(nn.Module):
+    """The E experts' parameters at one module of the backbone, each (E, …)."""
+
+    def __init__(self, kind: ExpertKind, tensors: Tensors) -> None:
+        super().__init__()
+        self.kind = kind
+        # PyTorch allows no dots in a parameter's name.
+        self.held = nn.ParameterDict({name.replace(".", "|"): nn.Parameter(tensor) for name, tensor in tensors.items()})
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """Return the parameters by their own names."""
+        return {name.replace("|", "."): tensor for name, tensor in self.held.items()}
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the module's output ``y`` (E · rows, tokens, width) with the experts acting."""
+        return self.kind.apply(self.tensors(), x, y)
+
+
+class Bank(nn.Module):
+    """E experts of one kind.
+
+    Args:
+        kind: their kind.
+        experts: one or more experts with the same sites; see :data:`pitune.experts.kind.Expert`.
+    """
+
+    def __init__(self, kind: ExpertKind, experts: Sequence[Expert]) -> None:
+        super().__init__()
+        self.kind = kind
+        self.size = len(experts)
+        stacked = {}
+        for name in experts[0]:
+            parts = [expert[name] for expert in experts]
+            parts = [kind.align(part, list(parts)) for part in parts]
+            stacked[name] = Site(kind, {key: torch.stack([part[key] for part in parts]).float() for key in parts[0]})
+        self.sites = nn.ModuleDict({name.replace(".", "|"): site for name, site in stacked.items()})
+
+    def named_sites(self) -> Iterator[tuple[str, Site]]:
+        """Yield each site with its module's path in the backbone."""
+        for name, site in self.sites.items():
+            yield name.replace("|", "."), site
+
+    def expert(self, index: int) -> Expert:
+        """Return a copy of one expert, on the CPU."""
+        return {
+            name: {key: tensor.detach()[index].cpu().clone() for key, tensor in site.tensors().items()}
+            for name, site in self.named_sites()
+        }
+
+    @contextlib.contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        """Let the experts act on ``model`` (a Hugging Face model) inside the block; afterwards it is as it was."""
+        handles = attach(model, dict(self.named_sites()))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def attach(model: nn.Module, sites: dict[str, Any]) -> list[torch.utils.hooks.RemovableHandle]:
+    """Make each site's module, called with (input, output), take part in ``model``'s forward pass; return the handles."""
+
+    def hook(site: nn.Module) -> Any:
+        return lambda _, inputs, output: site(inputs[0], output)
+
+    return [model.get_submodule(name).register_forward_hook(hook(site)) for name, site in sites.items()]

@@ -1,0 +1,105 @@
+"""Experts as files: PEFT's ``adapter_config.json`` and ``adapter_model.safetensors``, for kinds PEFT lacks too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import nn
+
+from pitune.errors import PituneError
+from pitune.experts.adapter import Adapter
+from pitune.experts.bank import Bank, attach
+from pitune.experts.kind import Expert, ExpertKind
+from pitune.experts.lora import Lora
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."  # what PEFT puts before a module's path
+PEFT_TYPES: dict[str, type[ExpertKind]] = {"LORA": Lora, "BOTTLENECK": Adapter}
+
+
+def to_files(kind: ExpertKind, expert: Expert, backbone: str) -> dict[str, bytes]:
+    """Return the two files of an expert by name.
+
+    Args:
+        kind: its kind.
+        expert: its parameters.
+        backbone: what ``base_model_name_or_path`` says: where the backbone came from.
+    """
+    config = {"base_model_name_or_path": backbone, "task_type": None, "inference_mode": True, **kind.peft_config(expert)}
+    tensors = {
+        f"{PREFIX}{site}.{name}": tensor.contiguous() for site, held in expert.items() for name, tensor in held.items()
+    }
+    return {
+        CONFIG: (json.dumps(config, indent=1, sort_keys=True) + "\n").encode(),
+        WEIGHTS: save_safetensors(tensors, metadata={"format": "pt"}),
+    }
+
+
+def from_files(config: bytes, weights: bytes, where: str) -> tuple[ExpertKind, Expert]:
+    """Read an expert from its two files' contents; ``where`` names them in errors.
+
+    Raises:
+        PituneError: the files are damaged, or of a kind that pitune does not know.
+    """
+    try:
+        settings: dict[str, Any] = json.loads(config)
+        tensors = load_safetensors(weights)
+    except (ValueError, SafetensorError) as error:
+        raise PituneError(f"{where}: cannot be read as an expert ({error})") from error
+    peft_type = settings.get("peft_type")
+    if peft_type not in PEFT_TYPES:
+        known = ", ".join(PEFT_TYPES)
+        raise PituneError(f"{where}/{CONFIG}: peft_type is {peft_type!r}; pitune reads {known}")
+    kind = PEFT_TYPES[peft_type].from_peft_config(settings)
+    expert: Expert = {}
+    for key, tensor in tensors.items():
+        name = next((name for name in kind.parameter_names if key.endswith("." + name)), None)
+        if name is None:
+            raise PituneError(f"{where}/{WEIGHTS}: tensor {key} belongs to no {kind.kind} expert")
+        expert.setdefault(key.removeprefix(PREFIX)[: -len(name) - 1], {})[name] = tensor
+    return kind, expert
+
+
+def read(folder: str | Path) -> tuple[ExpertKind, Expert]:
+    """Read an expert from a local folder.
+
+    Raises:
+        PituneError: a file is missing or damaged.
+    """
+    try:
+        return from_files(Path(folder, CONFIG).read_bytes(), Path(folder, WEIGHTS).read_bytes(), str(folder))
+    except OSError as error:
+        raise PituneError(f"{folder}: is not an expert's folder ({error.strerror}: {error.filename})") from error
+
+
+def load(model: nn.Module, path: str | Path) -> nn.Module:
+    """Attach the expert in ``path`` to a plain Hugging Face model, for inference.
+
+    Works for every kind, merged experts included. The expert becomes part of ``model`` (as ``model.expert``, in the
+    model's type and on its device) and takes part in every later forward pass.
+
+    Args:
+        model: the same backbone that the expert was trained on, from ``AutoModel.from_pretrained``.
+        path: the expert's folder, such as ``STUDY/interpolations/movie@16#0``.
+
+    Returns:
+        The same model.
+
+    Raises:
+        PituneError: the folder is no expert, or the expert does not fit the model.
+    """
+    kind, expert = read(path)
+    bank = Bank(kind, [expert]).requires_grad_(False)
+    modules = dict(model.named_modules())
+    missing = sorted(set(expert) - set(modules))
+    if missing:
+        raise PituneError(f"{path}: made for another backbone, this model has no module {missing[0]}")
+    place = next(model.parameters())
+    attach(model, dict(bank.to(place.device, place.dtype).named_sites()))
+    model.add_module("expert", bank)
+    return model

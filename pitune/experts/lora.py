@@ -1,0 +1,91 @@
+"""LoRA (arXiv 2106.09685) with the expert axis: y + alpha / rank · (x Aᵀ) Bᵀ, a different A and B for each group of rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pitune.experts.kind import Expert, ExpertKind, Tensors
+
+A, B = "lora_A.weight", "lora_B.weight"  # (E, rank, width), (E, output width, rank): PEFT's names and layout
+
+
+class Lora(ExpertKind):
+    """Low-rank updates of linear modules."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank")
+    targets: tuple[str, ...] = Field(("query", "value"), min_length=1, description="ends of the modules' paths")
+    parameter_names: ClassVar[tuple[str, ...]] = (A, B)
+
+    def is_site(self, name: str) -> bool:
+        """Say whether ``name`` ends in one of the targets."""
+        return any(name == target or name.endswith("." + target) for target in self.targets)
+
+    def initial(self, module: nn.Linear, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw A as PEFT does (Kaiming uniform, a = √5: within 1 / √width), B zero."""
+        bound = 1 / math.sqrt(module.in_features)
+        a = torch.empty(self.rank, module.in_features).uniform_(-bound, bound, generator=generator)
+        return {A: a, B: torch.zeros(module.out_features, self.rank)}
+
+    def apply(self, tensors: Tensors, x: Tensor, y: Tensor) -> Tensor:
+        """Add the low-rank update to ``y``."""
+        a, b = tensors[A].to(x.dtype), tensors[B].to(x.dtype)
+        groups = x.reshape(len(a), -1, x.shape[-1])  # (E, rows · tokens, width)
+        inner = torch.bmm(groups, a.transpose(1, 2))  # (E, rows · tokens, rank)
+        update = torch.bmm(inner, b.transpose(1, 2))  # (E, rows · tokens, output width)
+        return torch.add(y, update.view_as(y), alpha=self.alpha / self.rank)
+
+    def contract(self, tensors: Tensors, weights: Tensor) -> dict[str, Tensor]:
+        """Mix in delta space, exactly: Σ wᵢ Bᵢ Aᵢ = [w₁B₁ … wₙBₙ] [A₁; …; Aₙ], one LoRA of rank E · rank."""
+        a, b = tensors[A], tensors[B] * weights.view(-1, 1, 1)
+        return {A: a.reshape(1, -1, a.shape[-1]), B: b.permute(1, 0, 2).reshape(1, b.shape[1], -1)}
+
+    def align(self, expert: Tensors, others: list[Tensors]) -> dict[str, Tensor]:
+        """Pad with zero ranks up to the largest rank among ``others``."""
+        missing = max(len(other[A]) for other in others) - len(expert[A])
+        return {A: nn.functional.pad(expert[A], (0, 0, 0, missing)), B: nn.functional.pad(expert[B], (0, missing))}
+
+    def peft_config(self, expert: Expert) -> dict[str, Any]:
+        """Return PEFT's LoraConfig fields; a merged expert's larger rank keeps the scaling alpha / rank."""
+        rank = len(next(iter(expert.values()))[A])
+        return {
+            "peft_type": "LORA",
+            "r": rank,
+            "lora_alpha": self.alpha * rank / self.rank,
+            "target_modules": sorted(expert),
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "init_lora_weights": True,
+        }
+
+    @classmethod
+    def from_peft_config(cls, config: Mapping[str, Any]) -> Lora:
+        """Return the kind of a saved LoRA, whatever wrote it."""
+        return cls(rank=config["r"], alpha=config["lora_alpha"], targets=tuple(config["target_modules"]))
+
+
+def truncate(expert: Expert, rank: int) -> tuple[Expert, float]:
+    """Cut a LoRA to ``rank`` by singular values, the best there is in the Frobenius norm.
+
+    Returns:
+        The smaller expert, and the error ‖Δ − Δ'‖ / ‖Δ‖ over all sites together.
+    """
+    small: Expert = {}
+    lost = whole = 0.0
+    for site, tensors in expert.items():
+        # SVD of B A through the two thin QR factors: never forms the (output width, width) matrix.
+        q_b, r_b = torch.linalg.qr(tensors[B].double())
+        q_a, r_a = torch.linalg.qr(tensors[A].double().T)
+        u, s, v = torch.linalg.svd(r_b @ r_a.T)
+        root = s[:rank].sqrt()
+        small[site] = {A: ((q_a @ v[:rank].T) * root).T.float().contiguous(), B: ((q_b @ u[:, :rank]) * root).float().contiguous()}
+        lost += float((s[rank:] ** 2).sum())
+        whole += float((s**2).sum())
+    return small, math.sqrt(lost / whole) if whole else 0.0
