@@ -1,0 +1,1 @@
+"""Task embeddings by Fisher information, their similarity, and the task graph."""

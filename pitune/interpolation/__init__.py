@@ -1,0 +1,1 @@
+"""Interpolation of experts with learned weights, merging, and tuning on a target."""

@@ -1,0 +1,140 @@
+"""Tune an interpolation on its target: the weights alone, or the weights and the experts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from pitune.errors import PituneError
+from pitune.experts import Expert, ExpertKind
+from pitune.interpolation.mixture import Granularity, Mixture
+from pitune.training.examples import Rows
+from pitune.training.recipe import Recipe
+
+
+class InterpolationSettings(BaseModel):
+    """How a target's neighbours are interpolated. Steps, rows, schedule and selection are the few-shot recipe's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    granularity: Granularity = Field("site", description="one set of weights per site, per layer or one in all")
+    start: Literal["similarity", "uniform"] = "similarity"
+    train: Literal["weights", "weights+experts"] = "weights+experts"
+    weights_learning_rate: float = Field(0.05, gt=0, description="of alpha")
+    experts_learning_rate: float = Field(1e-4, gt=0, description="of the experts, where they are trained too")
+    max_rank: int | None = Field(None, ge=1, description="cut the merged LoRA to this rank by SVD; null: exact")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores of one validation: mean cross-entropy and the share of right answers."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned interpolation: the mixture in its chosen state, its start, its curve and its chosen validation."""
+
+    mixture: Mixture
+    start: Tensor  # (sites, k + 1)
+    curve: list[dict[str, float]]
+    validation: Validation
+
+
+def starting_logits(similarities: Sequence[float], temperature: float, start: str) -> Tensor:
+    """Return alpha at the start, (k + 1,): similarity / temperature, the own expert's similarity being 1; or all zero."""
+    if start == "uniform":
+        return torch.zeros(len(similarities) + 1)
+    return torch.tensor([*similarities, 1.0]) / temperature
+
+
+@torch.no_grad()
+def validate(mixture: Mixture, rows: Rows, batch: int = 64) -> Validation:
+    """Score a mixture on ``rows``."""
+    loss, right = 0.0, 0
+    for begin in range(0, len(rows), batch):
+        chosen = list(range(begin, min(begin + batch, len(rows))))
+        logits, labels = _logits(mixture, rows, chosen)
+        loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        right += int((logits.argmax(-1) == labels).sum())
+    return Validation(loss / len(rows), right / len(rows))
+
+
+def tune(
+    kind: ExpertKind,
+    experts: Sequence[Expert],
+    logits: Tensor,
+    train: Rows,
+    validation: Rows,
+    recipe: Recipe,
+    settings: InterpolationSettings,
+    name: str,
+    report: Callable[[int, Validation], None] = lambda step, found: None,
+) -> Tuned:
+    """Tune the mixture of ``experts`` (the target's own last) on a target slice.
+
+    Args:
+        kind: the experts' kind.
+        experts: k + 1 experts.
+        logits: alpha at the start, (k + 1,).
+        train: the slice's training rows.
+        validation: its validation rows.
+        recipe: steps, rows, schedule and selection, shared with the methods that this one is compared with.
+        settings: granularity, learning rates and what is trained.
+        name: the slice, which fixes the order of the rows.
+        report: called after each validation with the number of steps done.
+
+    Raises:
+        PituneError: the loss is not a number.
+    """
+    mixture = Mixture(kind, experts, logits, settings.granularity).to(train.backbone.device)
+    start = mixture.weights().detach().cpu()
+    optimizer = _optimizer(mixture, recipe, settings)
+    curve: list[dict[str, float]] = []
+    best: tuple[float, dict[str, Tensor], Validation] | None = None
+    for step, chosen in enumerate(train.order(name, recipe.steps, recipe.batch_size).tolist()):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * recipe.rate(step) / recipe.learning_rate
+        loss = torch.nn.functional.cross_entropy(*_logits(mixture, train, chosen))
+        if not math.isfinite(float(loss.detach())):
+            raise PituneError(f"interpolation of {name}: the loss is {float(loss)} at step {step}; lower interpolation.*_learning_rate")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        point = {"step": step + 1, "loss": float(loss.detach()), "validation": math.nan}
+        if recipe.validates(step):
+            found = validate(mixture, validation)
+            point["validation"] = found.loss
+            if best is None or recipe.select == "last" or found.loss < best[0]:
+                best = found.loss, {key: value.clone() for key, value in mixture.state_dict().items()}, found
+            report(step + 1, found)
+        curve.append(point)
+    assert best is not None
+    mixture.load_state_dict(best[1])
+    return Tuned(mixture, start, curve, best[2])
+
+
+def _logits(mixture: Mixture, rows: Rows, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the chosen rows' logits (rows, labels) and labels (rows,)."""
+    with mixture.attached(rows.backbone.model):
+        embeddings = rows.backbone(rows.inputs(chosen), rows.first)
+    logits = rows.backbone.settings.scale * embeddings @ rows.candidates.T
+    return logits, rows.labels[list(chosen)].to(logits.device)
+
+
+def _optimizer(mixture: Mixture, recipe: Recipe, settings: InterpolationSettings) -> torch.optim.Optimizer:
+    groups = [{"params": [mixture.alpha], "peak": settings.weights_learning_rate, "weight_decay": 0.0}]
+    if settings.train == "weights+experts":
+        members = list(mixture.members.parameters())
+        groups.append({"params": members, "peak": settings.experts_learning_rate, "weight_decay": recipe.weight_decay})
+    else:
+        mixture.members.requires_grad_(False)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
