@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 
 class PituneError(Exception):
     """A problem the user can mend.
@@ -9,3 +12,10 @@ class PituneError(Exception):
     Its text is one line: the file, the field, what was found and what would be right. The command line prints it
     and exits with code 2; library callers may catch it.
     """
+
+
+def reason(error: BaseException) -> str:
+    """Return an error's text as one line without what may be secret in a URL."""
+    number = getattr(error, "errno", None)
+    text = os.strerror(number) if isinstance(number, int) and number > 0 else str(error) or type(error).__name__
+    return re.sub(r"//[^/\s@]*@", "//", " ".join(text.split()))[:300]

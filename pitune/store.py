@@ -1,8 +1,8 @@
 """Artifacts: committed results, each with a manifest whose presence means *done*.
 
-An artifact is a folder (``experts/movie@16#0``) or a single table or page (``graph.parquet``, ``report.html``). Its files
-are written under temporary names and moved into place, the manifest last, so that a crash at any point leaves either
-the whole artifact or none. The store lives on whatever ``pyarrow.fs`` reaches: a local folder, ``s3://``, ``gs://``.
+An artifact is a folder (``experts/movie@16#0``) or a single table or page (``graph.parquet``, ``report.html``). Its
+files are written under temporary names and moved into place, the manifest last, so that a crash at any point leaves
+either the whole artifact or none. The store lives on whatever ``pyarrow.fs`` reaches: a local folder, ``s3://``, ``gs://``.
 """
 
 from __future__ import annotations
@@ -248,6 +248,14 @@ class Store:
                 f"{self.root}/{path}: cannot be written ({_reason(error)}); free or change it, then run again"
             ) from error
 
+    def is_locked(self) -> bool:
+        """Say whether some process holds the study at this moment."""
+        try:
+            with self.lock():
+                return False
+        except PituneError:
+            return True
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the study for this process; the system frees the lock however the process ends.
@@ -261,12 +269,12 @@ class Store:
         lock = FileLock(Path(self.root) / ".lock")
         try:
             lock.acquire(timeout=0)
-        except OSError as error:  # Timeout is one too
-            if not isinstance(error, Timeout):
-                raise PituneError(f"study folder {self.root}: cannot be locked ({_reason(error)})") from error
+        except Timeout as error:
             raise PituneError(
                 f"study folder {self.root}: another pitune process is working on it; wait for it to end"
             ) from error
+        except OSError as error:
+            raise PituneError(f"study folder {self.root}: cannot be locked ({_reason(error)})") from error
         try:
             yield
         finally:

@@ -72,7 +72,8 @@ class TextBackbone(nn.Module):
     Args:
         folder: a model folder in Hugging Face's layout (config, safetensors weights, tokenizer).
         settings: pooling, length and scale.
-        precision: the type of the frozen weights; poolings and logits are float32 always.
+        precision: the type of the frozen matrices, and that which the layers compute in; experts, pooling and logits
+            are float32 always.
 
     Raises:
         PituneError: the folder holds no encoder that transformers can read without running code from it.
@@ -84,12 +85,16 @@ class TextBackbone(nn.Module):
         transformers_logging.disable_progress_bar()
         try:
             # use_safetensors: no pickle is ever read; trust_remote_code stays off: nothing in the folder is run.
-            self.model = AutoModel.from_pretrained(folder, dtype=DTYPES[precision], use_safetensors=True)
+            self.model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise PituneError(f"backbone.uri: {settings.uri} is not a text encoder that transformers reads ({reason})") from error
         self.model.requires_grad_(False).eval()
+        self._dtype = DTYPES[precision]
+        # Matrices only: norms and biases want float32 whatever the precision.
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(self._dtype if parameter.dim() > 1 else torch.float32)
         self.layers = _layers(self.model, settings.uri)
         self._returns_tuple = self._layer_returns_tuple()
 
@@ -138,7 +143,7 @@ class TextBackbone(nn.Module):
 
         handle = self.layers[first - 1].register_forward_hook(keep)
         try:
-            with self._replaced(range(first, self.depth), None):
+            with self._replaced(range(first, self.depth), None), self._autocast():
                 self.model(input_ids=inputs.ids, attention_mask=inputs.mask)
         finally:
             handle.remove()
@@ -150,7 +155,7 @@ class TextBackbone(nn.Module):
         Where ``inputs.hidden`` is given, the layers below ``first`` are skipped and it takes their place.
         """
         skipped = range(first if inputs.hidden is not None else 0)
-        with self._replaced(skipped, inputs.hidden):
+        with self._replaced(skipped, inputs.hidden), self._autocast():
             states = self.model(input_ids=inputs.ids, attention_mask=inputs.mask).last_hidden_state
         if self.settings.pooling == "first":
             pooled = states[:, 0].float()
@@ -165,6 +170,9 @@ class TextBackbone(nn.Module):
         ids = self.tokenize(texts)
         parts = [self(self.collate(ids[start : start + rows])) for start in range(0, len(ids), rows)]
         return torch.cat(parts)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not torch.float32)
 
     @contextlib.contextmanager
     def _replaced(self, which: range, hidden: Tensor | None) -> Iterator[None]:
@@ -184,7 +192,8 @@ class TextBackbone(nn.Module):
         found: list[bool] = []
         handle = self.layers[0].register_forward_hook(lambda _, __, output: found.append(isinstance(output, tuple)))
         inputs = self.collate([[1, 1]])
-        self.model(input_ids=inputs.ids, attention_mask=inputs.mask)
+        with self._autocast():
+            self.model(input_ids=inputs.ids, attention_mask=inputs.mask)
         handle.remove()
         return found[0]
 

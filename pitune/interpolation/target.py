@@ -40,7 +40,7 @@ def attempt(
     """Tune the interpolation of a target with its k nearest at one temperature; see :func:`tune`."""
     config = materials.config
     similarities = [similarity for _, similarity in target.neighbours[:k]]
-    recipe = config.training.few.model_copy(update={"validate_every": config.sweep.validate_every})
+    recipe = config.training.recipe(target.slice).model_copy(update={"validate_every": config.sweep.validate_every})
     return tune(
         config.expert,
         target.experts(materials, k),

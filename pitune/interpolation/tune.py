@@ -26,8 +26,8 @@ class InterpolationSettings(BaseModel):
     granularity: Granularity = Field("site", description="one set of weights per site, per layer or one in all")
     start: Literal["similarity", "uniform"] = "similarity"
     train: Literal["weights", "weights+experts"] = "weights+experts"
-    weights_learning_rate: float = Field(0.05, gt=0, description="of alpha")
-    experts_learning_rate: float = Field(1e-4, gt=0, description="of the experts, where they are trained too")
+    weights_learning_rate: float = Field(0.02, gt=0, description="of alpha")
+    experts_rate: float = Field(0.3, gt=0, description="the experts' learning rate, as a share of the few-shot recipe's")
     max_rank: int | None = Field(None, ge=1, description="cut the merged LoRA to this rank by SVD; null: exact")
 
 
@@ -105,7 +105,7 @@ def tune(
             group["lr"] = group["peak"] * recipe.rate(step) / recipe.learning_rate
         loss = torch.nn.functional.cross_entropy(*_logits(mixture, train, chosen))
         if not math.isfinite(float(loss.detach())):
-            raise PituneError(f"interpolation of {name}: the loss is {float(loss)} at step {step}; lower interpolation.*_learning_rate")
+            raise PituneError(f"interpolation of {name}: the loss is {float(loss)} at step {step}; lower interpolation.weights_learning_rate or experts_rate")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -134,7 +134,7 @@ def _optimizer(mixture: Mixture, recipe: Recipe, settings: InterpolationSettings
     groups = [{"params": [mixture.alpha], "peak": settings.weights_learning_rate, "weight_decay": 0.0}]
     if settings.train == "weights+experts":
         members = list(mixture.members.parameters())
-        groups.append({"params": members, "peak": settings.experts_learning_rate, "weight_decay": recipe.weight_decay})
+        groups.append({"params": members, "peak": settings.experts_rate * recipe.learning_rate, "weight_decay": recipe.weight_decay})
     else:
         mixture.members.requires_grad_(False)
     return torch.optim.AdamW(groups, lr=recipe.learning_rate)

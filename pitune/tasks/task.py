@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import total_ordering
 from typing import Self
 
 import numpy as np
@@ -49,9 +50,13 @@ class Task:
     fingerprint: str
 
 
-@dataclass(frozen=True, order=True)
+@total_ordering
+@dataclass(frozen=True)
 class Slice:
-    """A task at a shot count (``None``: all training examples) and a seed; written ``movie@16#0``, ``movie@full#0``."""
+    """A task at a shot count (``None``: all training examples) and a seed; written ``movie@16#0``, ``movie@full#0``.
+
+    Slices are ordered by task, shots (full comes last) and seed.
+    """
 
     task: str
     shots: int | None
@@ -69,6 +74,12 @@ class Slice:
             raise ValueError(f"{text!r} is not a slice; write task@shots#seed, as in movie@16#0 or movie@full#0")
         task, shots, seed = match.groups()
         return cls(task, None if shots == "full" else int(shots), int(seed))
+
+    def __lt__(self, other: object) -> bool:
+        return self._order() < other._order() if isinstance(other, Slice) else NotImplemented
+
+    def _order(self) -> tuple[str, bool, int, int]:
+        return self.task, self.shots is None, self.shots or 0, self.seed
 
     def __str__(self) -> str:
         return f"{self.task}@{self.shots or 'full'}#{self.seed}"

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -138,16 +137,8 @@ class PackTraining:
                 self.seat.progress(step + 1, self.recipe.steps)
                 if self.checkpoint_every and (step + 1) % self.checkpoint_every == 0 and step + 1 < self.recipe.steps:
                     self.seat.checkpoint(lambda folder, done=step + 1: self._save(engine, folder, done), step + 1)  # type: ignore[misc]
-            losses = self._mean_over_workers(self.losses)
+            losses = engine.mean_over_workers(self.losses)
         return [self._outcome(index, losses[:, index]) for index in range(len(self.members))]
-
-    def _mean_over_workers(self, values: Tensor) -> Tensor:
-        """Average what each worker saw of its own rows."""
-        if self.seat.world_size == 1:
-            return values
-        total = values.to(self.candidates.device)
-        dist.all_reduce(total)
-        return total.cpu() / self.seat.world_size
 
     def _step(self, engine: Engine, step: int) -> None:
         """Take one optimizer step: this worker's share of every expert's rows, in as many parts as accumulate."""

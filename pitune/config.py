@@ -1,0 +1,244 @@
+"""The study's configuration: YAML in, a typed object out, and one clear line for anything wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pitune.backbones.text import Precision, TextBackboneSettings
+from pitune.embedding.fisher import Labels
+from pitune.embedding.similarity import Similarity
+from pitune.errors import PituneError
+from pitune.experts import Adapter, Lora
+from pitune.interpolation.tune import InterpolationSettings
+from pitune.tasks.catalogue import KNOWN
+from pitune.tasks.tables import TableSource
+from pitune.tasks.task import NAME, Slice
+from pitune.training.recipe import Recipe
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainingSettings(_Settings):
+    """How experts are trained: recipes for whole tasks and for few shots, packs, precision, ZeRO."""
+
+    full: Recipe = Recipe()
+    few: Recipe = Recipe()
+    shots: dict[Annotated[int, Field(ge=1)], Recipe] = Field({}, description="recipes for some numbers of shots, in place of few")
+    pack_size: int = Field(6, ge=1, description="experts trained together")
+    precision: Precision = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    gradient_accumulation: int = Field(1, ge=1)
+    validation_examples: int = Field(256, ge=1, description="of a full slice: validated on so many at most")
+
+
+    def recipe(self, chosen: Slice) -> Recipe:
+        """Return how a slice is trained."""
+        return self.full if chosen.shots is None else self.shots.get(chosen.shots, self.few)
+
+
+class EmbeddingSettings(_Settings):
+    """How tasks are embedded and compared."""
+
+    labels: Labels = "empirical"
+    similarity: Similarity = "cosine_per_tensor"
+    examples: int = Field(512, ge=1, description="the first so many of a slice's training examples, shuffled by its name")
+
+
+class SweepSettings(_Settings):
+    """What Ray Tune searches for each target: every pair of the two lists, with ASHA."""
+
+    top_k: tuple[Annotated[int, Field(ge=1)], ...] = Field((3,), min_length=1)
+    temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.2,), min_length=1)
+    validate_every: int = Field(20, ge=1, description="steps between the scores that ASHA sees")
+    reduction_factor: int = Field(2, ge=2, description="ASHA goes on with the best one in so many")
+
+
+class RuntimeSettings(_Settings):
+    """What a gang, a task and a trial take of the cluster."""
+
+    workers: int = Field(1, ge=1, description="Ray Train workers of a gang")
+    cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: Literal[0, 1] = 0
+    gangs: int | None = Field(None, ge=1, description="null: as many as the cluster has room for")
+
+
+class FewShotTargets(_Settings):
+    """Targets as a product: every task at every number of shots with every seed."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+
+    def slices(self) -> tuple[str, ...]:
+        """Return the product as slices."""
+        return tuple(f"{task}@{shots}#{seed}" for task in self.tasks for shots in self.shots for seed in self.seeds)
+
+
+class StudyConfig(_Settings):
+    """Everything a study is made from."""
+
+    study: str = Field(description="the folder or URI that the study's artifacts go to")
+    backbone: TextBackboneSettings
+    tasks: dict[str, TableSource | None] = Field(min_length=1, description="names from the catalogue, or tables of your own")
+    expert: Annotated[Lora | Adapter, Field(discriminator="kind")] = Lora()
+    sources: tuple[str, ...] = Field(min_length=1, description="slices whose experts may help others")
+    targets: tuple[str, ...] = Field(min_length=1, description="few-shot slices to be helped")
+    training: TrainingSettings = TrainingSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    interpolation: InterpolationSettings = InterpolationSettings()
+    sweep: SweepSettings = SweepSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            twice = [name for name, count in Counter(map(str, value)).items() if count > 1]
+            if twice:
+                raise ValueError(f"{twice[0]} is there twice; name each task once")
+            return {name: None for name in value}
+        return value
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _whole_tasks(cls, value: Any) -> Any:
+        """Let a bare task name stand for its full slice with seed 0."""
+        if isinstance(value, list | tuple):
+            return [f"{name}@full#0" if isinstance(name, str) and NAME.fullmatch(name) else name for name in value]
+        return value
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _product(cls, value: Any) -> Any:
+        return FewShotTargets.model_validate(value).slices() if isinstance(value, dict) else value
+
+    @field_validator("sources", "targets")
+    @classmethod
+    def _slices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            Slice.parse(text)
+        twice = [text for text, count in Counter(value).items() if count > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} is there twice; name each slice once")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self._check_tasks()
+        for text in self.targets:
+            if Slice.parse(text).shots is None:
+                raise ValueError(f"targets: {text} is a full slice; a target has shots, as in {Slice.parse(text).task}@16#0")
+        for target in self.target_slices:
+            others = sum(Slice.parse(source).task != target.task for source in self.sources)
+            if max(self.sweep.top_k) > others:
+                raise ValueError(
+                    f"sweep.top_k: found {max(self.sweep.top_k)}, target {target} has {others} sources of other tasks; "
+                    f"use at most {others}"
+                )
+        split = self.runtime.workers * self.training.gradient_accumulation
+        recipes = {"full": self.training.full, "few": self.training.few}
+        recipes |= {f"shots.{shots}": recipe for shots, recipe in self.training.shots.items()}
+        for name, recipe in recipes.items():
+            if recipe.batch_size % split:
+                raise ValueError(
+                    f"training.{name}.batch_size: found {recipe.batch_size}, {self.runtime.workers} workers with "
+                    f"gradient_accumulation {self.training.gradient_accumulation} need a multiple of {split}"
+                )
+        return self
+
+    def _check_tasks(self) -> None:
+        for name, source in self.tasks.items():
+            if not NAME.fullmatch(name):
+                raise ValueError(f"tasks: found {name!r}; a name has lower-case letters, digits, _ and - only")
+            if source is None and name not in KNOWN:
+                raise ValueError(f"tasks: found {name!r}; the catalogue has {', '.join(KNOWN)}, other tasks need a table")
+        for field in ("sources", "targets"):
+            for text in getattr(self, field):
+                task = Slice.parse(text).task
+                if task not in self.tasks:
+                    raise ValueError(f"{field}: found {text}; tasks has {', '.join(self.tasks)}")
+
+    @property
+    def source_slices(self) -> tuple[Slice, ...]:
+        """The sources, parsed."""
+        return tuple(map(Slice.parse, self.sources))
+
+    @property
+    def target_slices(self) -> tuple[Slice, ...]:
+        """The targets, parsed."""
+        return tuple(map(Slice.parse, self.targets))
+
+    def yaml(self) -> str:
+        """Return the resolved configuration, every default spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Read a study's configuration.
+
+    Args:
+        path: a YAML file.
+        overrides: ``a.b=c`` settings that take the place of the file's, values written as in YAML.
+
+    Raises:
+        PituneError: the file cannot be read or a field is wrong; one line that names file, field, what was found and
+            what would be right.
+    """
+    try:
+        base = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise PituneError(f"{path}: no such file; give a study's YAML, such as configs/quickstart.yaml") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PituneError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    for override in overrides:
+        if "=" not in override.lstrip("="):
+            raise PituneError(f"--set {override}: found no value; write --set training.few.steps=30")
+    try:
+        values = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides))), resolve=True)
+    except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+        raise PituneError(f"{path}: --set does not fit the file ({' '.join(str(error).split())})") from error
+    try:
+        return StudyConfig.model_validate(values)
+    except ValidationError as error:
+        raise PituneError(f"{path}: {_first(error)}") from error
+
+
+def _first(error: ValidationError) -> str:
+    """Say what the first wrong field is, what was found and what would be right."""
+    problems = error.errors(include_url=False)
+    problem = problems[0]
+    place = ".".join(str(part) for part in problem["loc"] if part not in ("lora", "adapter"))
+    message = " ".join(problem["msg"].removeprefix("Value error, ").split())
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if problem["type"] == "missing":
+        return f"{place}: is missing{more}"
+    if problem["type"] == "extra_forbidden":
+        return f"{place}: is no setting{_allowed(problem['loc'])}{more}"
+    if problem["type"] == "value_error":
+        return (f"{place}: " if place else "") + message + more
+    found = str(problem["input"])
+    return f"{place}: found {found if len(found) < 60 else found[:57] + '…'}; {message[0].lower()}{message[1:]}{more}"
+
+
+def _allowed(place: tuple[int | str, ...]) -> str:
+    """Name the settings that stand beside the one at ``place``."""
+    model: Any = StudyConfig
+    for part in place[:-1]:
+        if part in ("lora", "adapter"):
+            model = {"lora": Lora, "adapter": Adapter}[str(part)]
+            continue
+        field = getattr(model, "model_fields", {}).get(part)
+        annotation = field.annotation if field else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return f"; there are {', '.join(model.model_fields)}"

@@ -1,0 +1,146 @@
+"""How figures are drawn: matplotlib to SVG text that lives inside the page and takes its colours and fonts.
+
+Figures are drawn in stand-in colours; in the SVG they become the page's CSS variables, so that one drawing is right in
+light, in dark and on paper. Text stays text: it can be read out, searched and copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+INK, MUTED, LINE, PAPER, ACCENT, HEAT = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
+"""Stand-ins for the page's colours: text, quieter text, rules and grids, background, what is ours, shades of much."""
+VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--paper", ACCENT: "--accent", HEAT: "--heat"}
+PALETTE = (
+    "#2f86a6", "#e0913f", "#5aa05a", "#c75b7e", "#8d70c4", "#b8a035",
+    "#45b0a4", "#d56f4e", "#6f86cf", "#94905c", "#a5645a", "#5f9bd1",
+)  # fmt: skip
+"""Colours of tasks; those past the last share :data:`OTHERS`."""
+OTHERS = "#9a9a9a"
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 10.0,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10.0,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+    "hatch.color": MUTED,
+    "hatch.linewidth": 0.6,
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw in the report's style; the caller's matplotlib settings come back afterwards."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def figure(width: float, height: float) -> Figure:
+    """Return an empty figure of ``width`` × ``height`` inches; nothing global keeps it."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def panels(count: int, columns: int, width: float, height: float, **shared: Any) -> tuple[Figure, list[Axes]]:
+    """Return a figure of ``count`` panels in rows of at most ``columns``, each ``width`` × ``height`` inches."""
+    columns = max(1, min(columns, count))
+    rows = -(-count // columns)
+    drawn = figure(max(columns * width, 3.0), rows * height + 0.35)
+    axes = drawn.subplots(rows, columns, squeeze=False, **shared).ravel().tolist()
+    for spare in axes[count:]:
+        spare.set_visible(False)
+    return drawn, axes[:count]
+
+
+def finish(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
+    """Give a panel its grid, few ticks, title and labels."""
+    axes.grid(True)
+    axes.tick_params(length=0, labelsize=8.5)
+    axes.set_title(title, loc="left", fontsize=9.5)
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    if axes.get_yscale() == "linear":
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    if axes.get_xscale() == "linear":
+        axes.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2))
+
+
+def svg(drawn: Figure, label: str) -> str:
+    """Return ``drawn`` as one inline SVG element, described by ``label`` to those who do not see it."""
+    sink = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": hashlib.sha256(label.encode()).hexdigest()}):
+        drawn.set_canvas(FigureCanvasSVG(drawn))
+        drawn.savefig(sink, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _inline(sink.getvalue(), drawn.get_size_inches()[0], label)
+
+
+def _inline(text: str, inches: float, label: str) -> str:
+    """Cut matplotlib's document down to an element that scales, has no ids of its own and follows the page's theme."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r'<style type="text/css">.*?</style>', "", text, flags=re.DOTALL)
+    used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", text))
+    text = re.sub(r' id="([^"]+)"', lambda found: found.group(0) if found.group(1) in used else "", text)
+    text = re.sub(r"font-family: [^;\"<>]*; ?", "", text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    text = re.sub(r' (?:d|x|y|width|height|transform)="[^"<>]*"', _shorten, text)
+    text = re.sub(r"\n\s*", "\n", text)
+    box = re.search(r'viewBox="([^"]+)"', text)
+    pixels = round(inches * 96)
+    opening = (
+        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box.group(1) if box else ""}" role="img" '
+        f'aria-label="{escape(label)}" style="max-width:{pixels}px;min-width:min({pixels}px,620px)">'
+    )
+    return re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1)
+
+
+def _shorten(found: re.Match[str]) -> str:
+    """Cut an attribute's numbers to two decimals."""
+    return re.sub(r"(\d+\.\d\d)\d+", r"\1", found.group(0))
+
+
+def task_colours(tasks: list[str]) -> dict[str, str]:
+    """Give each task a colour, in order."""
+    return {task: PALETTE[i] if i < len(PALETTE) else OTHERS for i, task in enumerate(tasks)}
+
+
+def short(name: str, width: int = 24) -> str:
+    """Cut a long name so that it cannot crowd a figure out."""
+    name = " ".join(name.split())
+    return name if len(name) <= width else name[: width - 1] + "…"
+
+
+def short_group(group: tuple[str, str], width: int = 20) -> str:
+    """Return ``movie@16``, a long task's name cut, its shots never."""
+    task, shots = group
+    return f"{short(task, width)}@{shots}" if shots else short(task, width)

@@ -1,0 +1,150 @@
+"""The figures that say which tasks are alike: the heatmap and the task graph."""
+
+from __future__ import annotations
+
+import math
+
+import networkx as nx
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from pitune.report.contents import Similarity
+from pitune.report.drawing import HEAT, INK, LINE, MUTED, OTHERS, PAPER, figure, short, short_group, styled, svg
+
+ANNOTATED = 12
+"""Figures of up to so many tasks have their values written in."""
+
+
+@styled()
+def heatmap(found: Similarity) -> str:
+    """Draw similarities, sources down and targets across; the same task is hatched, it is never a neighbour."""
+    rows, columns = found.values.shape
+    others = found.values[~found.same & np.isfinite(found.values)]
+    if not others.size:
+        return ""
+    low, high = float(others.min()), float(others.max())
+    depth = 0.06 + 0.94 * (found.values - low) / (high - low or 1)
+    wide = columns > ANNOTATED
+    height = 0.42 if rows <= ANNOTATED else 0.3
+    drawn = figure(10.3 if columns > 6 else 0.9 * columns + 3.4, height * rows + 1.9)
+    axes, scale = drawn.subplots(1, 2, width_ratios=[40, 1])
+    for (row, column), value in np.ndenumerate(found.values):
+        place = (column + 0.03, row + 0.03)
+        if found.same[row, column]:
+            axes.add_patch(Rectangle(place, 0.94, 0.94, fill=False, hatch="////", edgecolor=LINE, linewidth=0))
+        elif math.isfinite(value):
+            at = depth[row, column]
+            axes.add_patch(Rectangle(place, 0.94, 0.94, facecolor=HEAT, alpha=at, linewidth=0))
+            if rows <= ANNOTATED and columns <= 2 * ANNOTATED:
+                look = {"fontsize": 7 if wide else 9, "color": PAPER if at > 0.55 else INK}
+                axes.text(column + 0.5, row + 0.5, _bare(value), ha="center", va="center", **look)
+    names = [short_group(column) for column in found.columns]
+    axes.set_xticks(np.arange(columns) + 0.5, names, rotation=40, ha="left", rotation_mode="anchor")
+    axes.set_yticks(np.arange(rows) + 0.5, [short(source) for source in found.sources])
+    axes.xaxis.tick_top()
+    axes.set_xlim(0, columns)
+    axes.set_ylim(rows, 0)
+    axes.tick_params(length=0, labelsize=9)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("target (mean over seeds)", fontsize=9)
+    axes.set_ylabel("source", fontsize=9)
+    _scale(scale, low, high)
+    return svg(drawn, "Heatmap of the similarity of every source task to every target")
+
+
+def _bare(value: float) -> str:
+    """Return ``.59``, ``-.02`` or ``1.00``."""
+    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.2f}"
+
+
+def _scale(axes: Axes, low: float, high: float) -> None:
+    """Draw what the heatmap's shades mean."""
+    steps = 24
+    for step in range(steps):
+        depth = 0.06 + 0.94 * step / (steps - 1)
+        axes.add_patch(Rectangle((0, step / steps), 1, 1 / steps, facecolor=HEAT, alpha=depth, linewidth=0))
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xticks([])
+    axes.set_yticks([0, 0.5, 1], [f"{value:.2f}" for value in (low, (low + high) / 2, high)])
+    axes.yaxis.tick_right()
+    axes.tick_params(length=0, labelsize=8.5)
+    axes.spines[:].set_visible(False)
+
+
+@styled()
+def task_graph(pairs: dict[tuple[str, str], float], order: list[str], gain: dict[str, float], nearest: int = 2) -> str:
+    """Draw tasks as nodes, joined to their ``nearest`` nearest; a node's colour is what pi gains there, where known.
+
+    Args:
+        pairs: the similarity of each pair of tasks, in order of name.
+        order: the tasks, alike ones side by side.
+        gain: pi − single in points, of the tasks that have it.
+        nearest: how many others each task is joined to.
+    """
+    if not pairs:
+        return ""
+    low, high = min(pairs.values()), max(pairs.values())
+    graph = nx.Graph()
+    graph.add_nodes_from(task for task in order if any(task in pair for pair in pairs))
+    for task in graph.nodes:
+        around = sorted((pair for pair in pairs if task in pair), key=lambda pair: -pairs[pair])
+        graph.add_edges_from(around[:nearest])
+    place = _ring(list(graph.nodes))
+    drawn = figure(10.3, 4.6 if len(place) <= ANNOTATED else 7.0)
+    axes = drawn.subplots()
+    ends = [(min(edge), max(edge)) for edge in graph.edges]
+    widths = [1.2 + 6 * (pairs[edge] - low) / (high - low or 1) for edge in ends]
+    axes.add_collection(
+        LineCollection([[place[a], place[b]] for a, b in ends], linewidths=widths, colors=LINE, capstyle="round")
+    )
+    if len(place) <= ANNOTATED:
+        _write_edges(axes, {edge: pairs[edge] for edge in ends}, place)
+    for task in graph.nodes:
+        _node(axes, task, place[task], gain)
+    axes.set_xlim(-2.5, 2.5)
+    axes.set_ylim(-1.2, 1.2)
+    axes.set_axis_off()
+    return svg(drawn, "Graph of the tasks, joined to their nearest neighbours")
+
+
+def _ring(order: list[str]) -> dict[str, NDArray[np.float64]]:
+    """Lay tasks out on a ring, alike ones side by side."""
+    turns = 2 * np.pi * ((np.arange(len(order)) + 0.5) / len(order) + 0.25)
+    return {task: np.array([1.5 * np.cos(turn), np.sin(turn)]) for task, turn in zip(order, turns, strict=True)}
+
+
+def _write_edges(axes: Axes, values: dict[tuple[str, str], float], place: dict[str, NDArray[np.float64]]) -> None:
+    """Write similarities on their lines: amid the ring's sides, off the middle of those that cross it."""
+    side = min(float(np.linalg.norm(place[a] - place[b])) for a in place for b in place if a != b)
+    for (a, b), value in values.items():
+        part = 0.5 if np.linalg.norm(place[a] - place[b]) < 1.4 * side else 0.3
+        x, y = (1 - part) * place[a] + part * place[b]
+        box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.5}
+        axes.text(x, y, f"{value:.2f}", fontsize=8.5, color=MUTED, ha="center", va="center", bbox=box, zorder=2)
+
+
+def _node(axes: Axes, task: str, place: NDArray[np.float64], gain: dict[str, float]) -> None:
+    """Draw a task: a dot, and outside of the ring its name and its gain."""
+    x, y = float(place[0]), float(place[1])
+    colour = _gain_colour(gain.get(task), max([abs(value) for value in gain.values()], default=0.0) or 1.0)
+    axes.plot([x], [y], "o", markersize=17, color=colour, markeredgecolor=PAPER, markeredgewidth=2, zorder=3)
+    text = short(task) + (f"  {gain[task]:+.1f}".replace("-", "−") if task in gain else "")
+    across = "left" if x > 0.1 else "right" if x < -0.1 else "center"
+    up = "center" if abs(y) < 0.97 else "bottom" if y > 0 else "top"
+    at = ({"left": 13.0, "right": -13.0, "center": 0.0}[across], {"center": 0.0, "bottom": 6.0, "top": -6.0}[up])
+    if across == "center":
+        at = (0.0, math.copysign(12.0, y))
+    axes.annotate(text, (x, y), at, textcoords="offset points", ha=across, va=up, fontsize=10, zorder=4)
+
+
+def _gain_colour(value: float | None, bound: float) -> tuple[float, ...] | str:
+    """Return teal for a gain, orange for a loss, grey for neither or unknown."""
+    if value is None:
+        return OTHERS
+    end = np.array([0.06, 0.52, 0.50]) if value > 0 else np.array([0.85, 0.42, 0.16])
+    amount = 0.25 + 0.75 * min(1.0, abs(value) / bound)
+    return tuple(float(part) for part in (1 - amount) * np.array([0.66, 0.68, 0.68]) + amount * end)

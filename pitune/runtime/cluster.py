@@ -1,0 +1,205 @@
+"""Start a local Ray, or join a cluster, for as long as a ``with`` block lasts.
+
+What is notable about the local one:
+
+- It wants a token that only this process and its children know: Ray listens beyond loopback whatever it is told.
+- It ends when this process ends, however that ends. Ray leaves two agents behind for a minute if its driver is killed;
+  a watchdog waits for this process's end, kills whatever still has a file open in the temporary folder, and removes it.
+- The object store is bounded: packs and progress go through Ray, weights and data do not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+from pitune.errors import PituneError
+
+NAMESPACE = "pitune"
+OBJECT_STORE_BYTES = 256 * 2**20
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # seconds until a gang's end, or death, is noticed
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+"""Set before Ray starts, where the user has not set them."""
+
+WATCHDOG = """
+import os, shutil, signal, sys, time
+folder, driver = sys.argv[1], int(sys.argv[2])
+def users():
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
+        if name.isdigit() and int(name) not in (os.getpid(), driver):
+            try:
+                links = [os.readlink(f"/proc/{name}/fd/{fd}") for fd in os.listdir(f"/proc/{name}/fd")]
+            except OSError:
+                continue
+            if any(link.startswith(folder + "/") for link in links):
+                yield int(name)
+orderly = sys.stdin.read() == "orderly"
+for attempt in range(40):
+    left = list(users())
+    if not left:
+        break
+    if attempt >= 8 and not orderly:
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                pass
+    time.sleep(0.25)
+shutil.rmtree(folder, ignore_errors=True)
+"""
+"""Waits until its standard input ends, which the driver's death brings about too; kills only where nobody said goodbye.
+
+Arguments: Ray's temporary folder, the driver's process id.
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What there is to work with: ``cpus``, ``gpus``, ``nodes``; ``started`` says whether it is a local Ray of ours."""
+
+    address: str
+    cpus: float
+    gpus: float
+    nodes: int
+    started: bool
+
+
+@contextlib.contextmanager
+def connect(
+    address: str | None = None,
+    *,
+    cpus: int | None = None,
+    gpus: int | None = None,
+    dashboard: bool = False,
+    object_store_bytes: int = OBJECT_STORE_BYTES,
+) -> Iterator[Cluster]:
+    """Start a local Ray, or join the cluster at ``address``; at the end of the block, stop what was started.
+
+    Args:
+        address: ``host:port``, ``auto``, or None for a local Ray. Joining ships no working folder and no packages:
+            the cluster's machines have pitune installed. ``RAY_AUTH_MODE`` is ``token`` unless the environment says
+            otherwise.
+        cpus: of the local Ray; None: all that this process may use.
+        gpus: of the local Ray; None: all.
+        dashboard: whether the local Ray serves its dashboard, on loopback.
+        object_store_bytes: the local Ray's shared memory.
+
+    Where this process is connected to a Ray already, that one is used, and left as it is.
+
+    Raises:
+        PituneError: the cluster cannot be reached, or the local Ray does not start.
+    """
+    if ray.is_initialized():
+        yield _describe("this process's own", started=False)
+        return
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with contextlib.ExitStack() as stack:
+        if address is None:
+            _start(stack, cpus, gpus, dashboard, object_store_bytes)
+        else:
+            _join(stack, address)
+        yield _describe(address or "local", started=address is None)
+
+
+def _join(stack: contextlib.ExitStack, address: str) -> None:
+    """Connect to a cluster, and disconnect when ``stack`` ends."""
+    _authenticate()
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise PituneError(f"Ray cluster {address}: cannot be joined ({reason}); is the address right?") from error
+    stack.callback(ray.shutdown)
+
+
+def _start(
+    stack: contextlib.ExitStack, cpus: int | None, gpus: int | None, dashboard: bool, object_store_bytes: int
+) -> None:
+    """Start a local Ray, and stop it when ``stack`` ends."""
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    _authenticate()
+    _share_path(stack)
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not taken away
+    folder = tempfile.mkdtemp(prefix="pitune-", dir="/tmp" if os.path.isdir("/tmp") else None)  # sockets need it short
+    _watch(stack, Path(folder))
+    stack.callback(ray.shutdown)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            num_gpus=gpus,
+            include_dashboard=dashboard,
+            object_store_memory=object_store_bytes,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=folder,
+        )
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise PituneError(f"local Ray: does not start ({' '.join(str(error).split())[:300]})") from error
+
+
+def _authenticate() -> None:
+    """Use tokens unless the environment says otherwise; Ray read the environment when it was imported."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _share_path(stack: contextlib.ExitStack) -> None:
+    """Let the local workers import what this process imports: pitune from a checkout, a test's own module."""
+    before = os.environ.get("PYTHONPATH")
+    installed = (sys.prefix, sys.base_prefix)
+    entries = [os.path.abspath(entry) for entry in sys.path if not entry.startswith(installed)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(entries))
+
+    def restore() -> None:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+    stack.callback(restore)
+
+
+def _watch(stack: contextlib.ExitStack, folder: Path) -> None:
+    """Start the watchdog over ``folder``; it acts when ``stack`` ends or this process does."""
+    watchdog = subprocess.Popen(
+        [sys.executable, "-S", "-c", WATCHDOG, str(folder.resolve()), str(os.getpid())],
+        stdin=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # the terminal's Ctrl-C is not meant for it
+    )
+
+    def release() -> None:
+        assert watchdog.stdin is not None
+        watchdog.stdin.write("orderly")
+        watchdog.stdin.close()
+        watchdog.wait()
+
+    stack.callback(release)
+
+
+def _describe(address: str, started: bool) -> Cluster:
+    """Return what the connected Ray has."""
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
+    return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0), nodes, started)

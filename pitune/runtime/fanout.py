@@ -1,0 +1,78 @@
+"""Fan-out: the same stage function over many jobs, as Ray tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import ray
+import torch
+
+from pitune.config import RuntimeSettings
+from pitune.errors import PituneError
+from pitune.materials import Materials
+
+Job = TypeVar("Job")
+_opened: dict[str, Materials] = {}  # a Ray worker process serves many tasks: it opens the materials once
+
+
+def opened(materials: Materials) -> Materials:
+    """Return this process's own copy of ``materials``, which keeps what it has opened between calls."""
+    key = materials.store.root + materials.config.model_dump_json()
+    if key not in _opened:
+        _opened.clear()
+        _opened[key] = materials
+    return _opened[key]
+
+
+def fan_out(
+    function: Callable[[Materials, Job], None],
+    materials: Materials,
+    jobs: Mapping[str, Job],
+    settings: RuntimeSettings,
+    on_progress: Callable[[int, int, Sequence[str]], None],
+) -> dict[str, str]:
+    """Run ``function(materials, job)`` for every job as a Ray task.
+
+    Args:
+        function: a stage that commits its own result.
+        materials: what it works with.
+        jobs: the jobs by name.
+        settings: what a task takes of the cluster.
+        on_progress: called with (jobs done, jobs in all, names of some that are not).
+
+    Returns:
+        The error of each job that failed, in one line; the others are done.
+    """
+    task = ray.remote(_run).options(num_cpus=settings.cpus_per_worker, num_gpus=settings.gpus_per_worker, max_retries=3)
+    shared = ray.put(materials)
+    waiting = {task.remote(function, shared, job, settings.cpus_per_worker): name for name, job in jobs.items()}
+    errors: dict[str, str] = {}
+    try:
+        while waiting:
+            on_progress(len(jobs) - len(waiting), len(jobs), list(waiting.values()))
+            finished, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
+            for reference in finished:
+                name = waiting.pop(reference)
+                try:
+                    ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    errors[name] = one_line(error)
+    except BaseException:
+        for reference in waiting:
+            ray.cancel(reference, force=True)
+        raise
+    on_progress(len(jobs), len(jobs), [])
+    return errors
+
+
+def _run(function: Callable[[Materials, Any], None], materials: Materials, job: Any, threads: int) -> None:
+    torch.set_num_threads(threads)
+    function(opened(materials), job)
+
+
+def one_line(error: BaseException) -> str:
+    """Return what went wrong in a Ray worker as one line."""
+    cause = getattr(error, "cause", None) or error
+    text = " ".join(str(cause).split())
+    return text if isinstance(cause, PituneError) else f"{type(cause).__name__}: {text[-300:]}"

