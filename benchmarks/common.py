@@ -33,7 +33,9 @@ def task(name: str = "movie") -> Task:
 
 def rows(encoder: TextBackbone, kind: ExpertKind, source: Task, chosen: str, role: str = "train") -> Rows:
     """Draw a slice's rows."""
-    return Rows(encoder, source, getattr(draw(source, Slice.parse(chosen)), role), kind.first_layer(encoder.depth), keep=True)
+    return Rows(
+        encoder, source, getattr(draw(source, Slice.parse(chosen)), role), kind.first_layer(encoder.depth), keep=True
+    )
 
 
 def trained_looking(kind: ExpertKind, encoder: TextBackbone, seed: int) -> Expert:

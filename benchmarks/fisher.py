@@ -1,6 +1,6 @@
 """Exact Fisher through the expert axis, against a batch-of-one loop and against one plain backward pass.
 
-    python benchmarks/fisher.py
+python benchmarks/fisher.py
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BATCH = 32
 
 
 def loop(kind: Lora, expert: Expert, examples: Rows, batch: int, square: bool) -> torch.Tensor:
-    """Pass over the rows in batches with one shared expert; square and sum the gradients of each batch, or only take them."""
+    """Pass over the rows in batches with one shared expert; square and sum each batch's gradients, or only take them."""
     encoder = examples.backbone
     bank = Bank(kind, [expert]).to(encoder.device)
     total = torch.zeros(sum(parameter.numel() for parameter in bank.parameters()), device=encoder.device)
@@ -50,8 +50,8 @@ def measure(encoder: TextBackbone, kind: Lora, where: str) -> None:
     error = float((flat - by_loop).norm() / by_loop.norm())
     print(
         f"LoRA in {where}, {len(examples)} rows: exact {found['exact'] * 1000:.0f} ms; "
-        f"{found['loop'] / found['exact']:.2f}x faster than a batch-of-one loop; "
-        f"{found['exact'] / found['plain']:.2f}x the cost of plain backward passes; differs from the loop by {error:.0e}"
+        f"{found['loop'] / found['exact']:.2f}x faster than a batch-of-one loop, from which it differs by {error:.0e}; "
+        f"{found['exact'] / found['plain']:.2f}x the cost of plain backward passes"
     )
 
 

@@ -29,7 +29,9 @@ def packs(encoder: TextBackbone, kind: Lora, batch: int) -> tuple[Callable[[], N
     source, start = task(), kind.start(encoder)
     recipe = Recipe(steps=STEPS, batch_size=batch, learning_rate=1e-3)
     validation = rows(encoder, kind, source, "movie@1#0", "validation")
-    members = [Member(f"movie@64#{s}", start, rows(encoder, kind, source, f"movie@64#{s}"), validation) for s in range(EXPERTS)]
+    members = [
+        Member(f"movie@64#{s}", start, rows(encoder, kind, source, f"movie@64#{s}"), validation) for s in range(EXPERTS)
+    ]
 
     def together() -> None:
         PackTraining(encoder, kind, members, recipe, EngineSettings(zero_stage=1)).run()
@@ -79,7 +81,9 @@ def main() -> None:
             together, alone = packs(encoder, kind, batch)
             found = side_by_side({"pack": together, "alone": alone, "peft": peft(encoder, kind, batch)}, repeats=3)
             ratios = ", ".join(f"{name} {found[name] / found['pack']:.2f}x" for name in ("alone", "peft"))
-            print(f"LoRA in {where}, {batch} rows per expert: pack {found['pack'] / STEPS * 1000:.0f} ms a step; against {ratios}")
+            print(
+                f"LoRA in {where}, {batch} rows per expert: pack {found['pack'] / STEPS * 1000:.0f} ms a step; against {ratios}"
+            )
 
 
 if __name__ == "__main__":

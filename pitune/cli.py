@@ -17,7 +17,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 out, err = Console(), Console(stderr=True)
 
 Config = Annotated[Path, typer.Argument(help="the study's YAML, such as configs/quickstart.yaml")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="take this setting instead of the file's")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="take this setting instead of the file's")
+]
 ROWS_PER_SECOND = 60  # of one core, forward and back, of a 22M-parameter encoder with short texts
 
 
@@ -47,7 +49,9 @@ def plan(config: Config, set_: Set = None) -> None:
 def run(
     config: Config,
     set_: Set = None,
-    address: Annotated[str | None, typer.Option(help="join this Ray cluster (auto, or ray://…); without it, start one")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="join this Ray cluster (auto, or ray://…); without it, start one")
+    ] = None,
 ) -> None:
     """Make everything that is missing. Stop it at any time and run it again: it goes on where it was."""
     from pitune.progress import shown
@@ -89,7 +93,9 @@ def verify(config: Config, set_: Set = None) -> None:
     for problem in problems:
         err.print(problem, style="red", soft_wrap=True, highlight=False, markup=False)
     if problems:
-        raise PituneError(f"{study.store.root}: {len(problems)} problems; delete what they name and run the study again")
+        raise PituneError(
+            f"{study.store.root}: {len(problems)} problems; delete what they name and run the study again"
+        )
     artifacts = study.store.artifacts()
     files = sum(len(manifest["files"]) for manifest in artifacts.values())
     out.print(f"{study.store.root}: {len(artifacts)} artifacts, {files} files, all as their manifests say")

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from pitune.backbones.text import Precision, TextBackboneSettings
 from pitune.embedding.fisher import Labels
 from pitune.embedding.similarity import Similarity
 from pitune.errors import PituneError
 from pitune.experts import Adapter, Lora
-from pitune.interpolation.tune import InterpolationSettings
+from pitune.interpolation.tune import InterpolationSettings, Own
 from pitune.tasks.catalogue import KNOWN
 from pitune.tasks.tables import TableSource
 from pitune.tasks.task import NAME, Slice
@@ -33,13 +34,14 @@ class TrainingSettings(_Settings):
 
     full: Recipe = Recipe()
     few: Recipe = Recipe()
-    shots: dict[Annotated[int, Field(ge=1)], Recipe] = Field({}, description="recipes for some numbers of shots, in place of few")
+    shots: dict[Annotated[int, Field(ge=1)], Recipe] = Field(
+        {}, description="recipes for some numbers of shots, in place of few"
+    )
     pack_size: int = Field(6, ge=1, description="experts trained together")
     precision: Precision = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     gradient_accumulation: int = Field(1, ge=1)
     validation_examples: int = Field(256, ge=1, description="of a full slice: validated on so many at most")
-
 
     def recipe(self, chosen: Slice) -> Recipe:
         """Return how a slice is trained."""
@@ -51,7 +53,9 @@ class EmbeddingSettings(_Settings):
 
     labels: Labels = "empirical"
     similarity: Similarity = "cosine_per_tensor"
-    examples: int = Field(512, ge=1, description="the first so many of a slice's training examples, shuffled by its name")
+    examples: int = Field(
+        512, ge=1, description="the first so many of a slice's training examples, shuffled by its name"
+    )
 
 
 class SweepSettings(_Settings):
@@ -59,6 +63,7 @@ class SweepSettings(_Settings):
 
     top_k: tuple[Annotated[int, Field(ge=1)], ...] = Field((3,), min_length=1)
     temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.2,), min_length=1)
+    own: tuple[Own, ...] = Field(("trained", "fresh"), min_length=1)
     validate_every: int = Field(20, ge=1, description="steps between the scores that ASHA sees")
     reduction_factor: int = Field(2, ge=2, description="ASHA goes on with the best one in so many")
 
@@ -89,7 +94,9 @@ class StudyConfig(_Settings):
 
     study: str = Field(description="the folder or URI that the study's artifacts go to")
     backbone: TextBackboneSettings
-    tasks: dict[str, TableSource | None] = Field(min_length=1, description="names from the catalogue, or tables of your own")
+    tasks: dict[str, TableSource | None] = Field(
+        min_length=1, description="names from the catalogue, or tables of your own"
+    )
     expert: Annotated[Lora | Adapter, Field(discriminator="kind")] = Lora()
     sources: tuple[str, ...] = Field(min_length=1, description="slices whose experts may help others")
     targets: tuple[str, ...] = Field(min_length=1, description="few-shot slices to be helped")
@@ -106,7 +113,7 @@ class StudyConfig(_Settings):
             twice = [name for name, count in Counter(map(str, value)).items() if count > 1]
             if twice:
                 raise ValueError(f"{twice[0]} is there twice; name each task once")
-            return {name: None for name in value}
+            return dict.fromkeys(value)
         return value
 
     @field_validator("sources", mode="before")
@@ -120,13 +127,17 @@ class StudyConfig(_Settings):
     @field_validator("targets", mode="before")
     @classmethod
     def _product(cls, value: Any) -> Any:
-        return FewShotTargets.model_validate(value).slices() if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        try:
+            return FewShotTargets.model_validate(value).slices()
+        except ValidationError as error:
+            raise PydanticCustomError("within", "{text}", {"text": _first(error, FewShotTargets)}) from error
 
     @field_validator("sources", "targets")
     @classmethod
     def _slices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            Slice.parse(text)
+        value = tuple(str(Slice.parse(text)) for text in value)
         twice = [text for text, count in Counter(value).items() if count > 1]
         if twice:
             raise ValueError(f"{twice[0]} is there twice; name each slice once")
@@ -137,7 +148,9 @@ class StudyConfig(_Settings):
         self._check_tasks()
         for text in self.targets:
             if Slice.parse(text).shots is None:
-                raise ValueError(f"targets: {text} is a full slice; a target has shots, as in {Slice.parse(text).task}@16#0")
+                raise ValueError(
+                    f"targets: {text} is a full slice; a target has shots, as in {Slice.parse(text).task}@16#0"
+                )
         for target in self.target_slices:
             others = sum(Slice.parse(source).task != target.task for source in self.sources)
             if max(self.sweep.top_k) > others:
@@ -161,7 +174,9 @@ class StudyConfig(_Settings):
             if not NAME.fullmatch(name):
                 raise ValueError(f"tasks: found {name!r}; a name has lower-case letters, digits, _ and - only")
             if source is None and name not in KNOWN:
-                raise ValueError(f"tasks: found {name!r}; the catalogue has {', '.join(KNOWN)}, other tasks need a table")
+                raise ValueError(
+                    f"tasks: found {name!r}; the catalogue has {', '.join(KNOWN)}, other tasks need a table"
+                )
         for field in ("sources", "targets"):
             for text in getattr(self, field):
                 task = Slice.parse(text).task
@@ -195,50 +210,87 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
             what would be right.
     """
     try:
-        base = OmegaConf.load(path)
+        base = OmegaConf.create(_with_text_keys(OmegaConf.to_container(OmegaConf.load(path))))
     except FileNotFoundError as error:
         raise PituneError(f"{path}: no such file; give a study's YAML, such as configs/quickstart.yaml") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise PituneError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    if not OmegaConf.is_dict(base):
+        raise PituneError(f"{path}: holds a list; a study has settings by name, as in configs/quickstart.yaml")
     for override in overrides:
         if "=" not in override.lstrip("="):
             raise PituneError(f"--set {override}: found no value; write --set training.few.steps=30")
     try:
         values = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides))), resolve=True)
-    except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
-        raise PituneError(f"{path}: --set does not fit the file ({' '.join(str(error).split())})") from error
+    except (OmegaConfBaseException, ValueError, TypeError, yaml.YAMLError) as error:
+        raise PituneError(f"{path}: cannot be put together ({' '.join(str(error).split())})") from error
     try:
         return StudyConfig.model_validate(values)
     except ValidationError as error:
-        raise PituneError(f"{path}: {_first(error)}") from error
+        raise PituneError(f"{path}: {_first(error, StudyConfig)}") from error
 
 
-def _first(error: ValidationError) -> str:
-    """Say what the first wrong field is, what was found and what would be right."""
+def _with_text_keys(value: Any) -> Any:
+    """Make every key text, as those of ``--set`` are: ``training.shots.4.steps=30`` then meets the file's ``4``."""
+    if isinstance(value, dict):
+        return {str(key): _with_text_keys(held) for key, held in value.items()}
+    return [_with_text_keys(held) for held in value] if isinstance(value, list) else value
+
+
+def _first(error: ValidationError, model: type[BaseModel]) -> str:
+    """Say what the first wrong field of ``model`` is, what was found and what would be right."""
     problems = error.errors(include_url=False)
     problem = problems[0]
-    place = ".".join(str(part) for part in problem["loc"] if part not in ("lora", "adapter"))
-    message = " ".join(problem["msg"].removeprefix("Value error, ").split())
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if problem["type"] == "missing":
-        return f"{place}: is missing{more}"
-    if problem["type"] == "extra_forbidden":
-        return f"{place}: is no setting{_allowed(problem['loc'])}{more}"
-    if problem["type"] == "value_error":
-        return (f"{place}: " if place else "") + message + more
+    names, beside = _walk(model, problem["loc"])
+    message = " ".join(problem["msg"].removeprefix("Value error, ").split()).replace("tuple", "list")
     found = str(problem["input"])
-    return f"{place}: found {found if len(found) < 60 else found[:57] + '…'}; {message[0].lower()}{message[1:]}{more}"
+    known = ", ".join(beside)
+    said = {
+        "within": f".{message}",
+        "missing": ": is missing",
+        "extra_forbidden": f": is no setting; there are {known}",
+        "union_tag_not_found": f".kind: is missing; name one of {known}",
+        "union_tag_invalid": f".kind: found {problem.get('ctx', {}).get('tag')}; it is one of {known}",
+        "value_error": f": {message}",
+    }.get(
+        problem["type"], f": found {found if len(found) < 60 else found[:57] + '…'}; {message[0].lower()}{message[1:]}"
+    )
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return (".".join(names) + said).removeprefix(": ") + more
 
 
-def _allowed(place: tuple[int | str, ...]) -> str:
-    """Name the settings that stand beside the one at ``place``."""
-    model: Any = StudyConfig
-    for part in place[:-1]:
-        if part in ("lora", "adapter"):
-            model = {"lora": Lora, "adapter": Adapter}[str(part)]
+def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """Follow pydantic's location of an error.
+
+    Returns:
+        The names as they stand in the file, without pydantic's own; and what may stand beside the last of them (or, at
+        a union of kinds, the kinds).
+    """
+    names: list[str] = []
+    beside: list[str] = []
+    here: Any = model
+    for part in location:
+        if part in _kinds(here):  # the tag of a union, which the file has not
+            here = _kinds(here)[str(part)]
             continue
-        field = getattr(model, "model_fields", {}).get(part)
-        annotation = field.annotation if field else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-    return f"; there are {', '.join(model.model_fields)}"
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            beside = list(here.model_fields)
+            field = here.model_fields.get(str(part))
+            here = _without_none(field.annotation) if field else None
+        elif get_origin(here) is dict:
+            here = _without_none(get_args(here)[1])
+        if part != "[key]":
+            names.append(str(part))
+    return names, list(_kinds(here)) or beside
+
+
+def _kinds(annotation: Any) -> dict[str, Any]:
+    """Return the models of a union that ``kind`` tells apart, by their kinds; of anything else: none."""
+    found = [part for part in get_args(annotation) if "kind" in getattr(part, "model_fields", {})]
+    return {part.model_fields["kind"].default: part for part in found}
+
+
+def _without_none(annotation: Any) -> Any:
+    """Return the model of an optional one; anything else as it is."""
+    left = [part for part in get_args(annotation) if part is not type(None)]
+    return left[0] if len(left) == 1 and type(None) in get_args(annotation) else annotation

@@ -75,7 +75,9 @@ class Materials:
         if chosen not in self._data:
             drawn = draw(self.task(chosen.task), chosen)
             if chosen.shots is None:
-                drawn = SliceData(drawn.train, sample(drawn.validation, self.config.training.validation_examples, "validation"))
+                drawn = SliceData(
+                    drawn.train, sample(drawn.validation, self.config.training.validation_examples, "validation")
+                )
             self._data[chosen] = drawn
         return self._data[chosen]
 
@@ -83,7 +85,9 @@ class Materials:
         """Return the ``train`` or ``validation`` rows of a slice, ready for the backbone; kept for the next call."""
         key = (chosen, role, keep)
         if key not in self._rows:
-            self._rows[key] = Rows(self.backbone, self.task(chosen.task), getattr(self.data(chosen), role), self.first, keep)
+            self._rows[key] = Rows(
+                self.backbone, self.task(chosen.task), getattr(self.data(chosen), role), self.first, keep
+            )
         return self._rows[key]
 
     def embedded_rows(self, chosen: Slice) -> Rows:

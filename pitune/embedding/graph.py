@@ -31,7 +31,9 @@ def task_graph(embeddings: Mapping[str, Expert], sources: Sequence[str], how: Si
     edges = []
     for target in sorted(embeddings):
         own = Slice.parse(target).task
-        near = {source: similarity(embeddings[target], embeddings[source], how) for source in sources if source != target}
+        near = {
+            source: similarity(embeddings[target], embeddings[source], how) for source in sources if source != target
+        }
         others = sorted((s for s in near if Slice.parse(s).task != own), key=lambda source: (-near[source], source))
         for source, value in near.items():
             edges.append(Edge(source, target, value, others.index(source) + 1 if source in others else 0))

@@ -11,12 +11,15 @@ from pitune.experts import Expert
 
 Similarity = Literal["cosine_per_tensor", "cosine", "task2vec"]
 """``cosine_per_tensor``: cosine of each parameter tensor, averaged (pi-Tuning, arXiv 2304.14381, section 3.2);
-``cosine``: of the whole vector; ``task2vec``: cosine of the embeddings normalised by their sum (arXiv 1902.03545, eq. 5)."""
+``cosine``: of the whole vector; ``task2vec``: cosine of the embeddings, normalised by their sum
+(arXiv 1902.03545, eq. 5)."""
 
 
 def similarity(one: Expert, other: Expert, how: Similarity = "cosine_per_tensor") -> float:
     """Compare two task embeddings with the same sites and shapes: 1 for proportional ones, 0 for disjoint ones."""
-    pairs = [(one[site][key].flatten().double(), other[site][key].flatten().double()) for site in one for key in one[site]]
+    pairs = [
+        (one[site][key].flatten().double(), other[site][key].flatten().double()) for site in one for key in one[site]
+    ]
     if how == "cosine_per_tensor":
         return sum(_cosine(a, b) for a, b in pairs) / len(pairs)
     a, b = (torch.cat([pair[index] for pair in pairs]) for index in (0, 1))

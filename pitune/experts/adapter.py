@@ -1,13 +1,13 @@
-"""Bottleneck adapters (arXiv 1902.00751) with the expert axis: y + up(act(down(y))) after attention and after feed-forward.
+"""Bottleneck adapters (arXiv 1902.00751) with the expert axis: y + up(act(down(y))).
 
-This is the placement of the pi-Tuning code (arXiv 2304.14381). PEFT has no such method; the files are those that PEFT
-would write, with ``peft_type`` ``BOTTLENECK``, and :func:`pitune.load` reads them.
+They sit after attention and after feed-forward, as in the pi-Tuning code (arXiv 2304.14381). PEFT has no such method;
+the files are those that PEFT would write, with ``peft_type`` ``BOTTLENECK``, and :func:`pitune.load` reads them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from pitune.experts.kind import Expert, ExpertKind, Tensors
 
 DOWN, DOWN_BIAS, UP, UP_BIAS = "adapter_down.weight", "adapter_down.bias", "adapter_up.weight", "adapter_up.bias"
-ACTIVATIONS = {"gelu": nn.functional.gelu, "relu": nn.functional.relu, "silu": nn.functional.silu}
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu": nn.functional.gelu,
+    "relu": nn.functional.relu,
+    "silu": nn.functional.silu,
+}
 # The ends of the paths of the modules that close the attention and the feed-forward block, in the usual encoders.
 BLOCK_ENDS = ("output.dense", "out_lin", "ffn.lin2", "attn.o", "attn.Wo", "mlp.Wo")
 
@@ -74,4 +78,6 @@ class Adapter(ExpertKind):
     @classmethod
     def from_peft_config(cls, config: Mapping[str, Any]) -> Adapter:
         """Return the kind of a saved adapter."""
-        return cls(width=config["bottleneck_width"], activation=config["activation"], targets=tuple(config["target_modules"]))
+        return cls(
+            width=config["bottleneck_width"], activation=config["activation"], targets=tuple(config["target_modules"])
+        )

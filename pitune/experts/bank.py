@@ -7,8 +7,8 @@ for all. What E means is the caller's business: experts in a pack, rows of a bat
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,12 @@ class Site(nn.Module):
         """Return the parameters by their own names."""
         return {name.replace("|", "."): tensor for name, tensor in self.held.items()}
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the module's output ``y`` (E · rows, tokens, width) with the experts acting."""
-        return self.kind.apply(self.tensors(), x, y)
+    def forward(self, x: Tensor, y: Tensor, which: Sequence[int] | None = None) -> Tensor:
+        """Return the module's output ``y`` (E · rows, tokens, width) with the experts (or some of them) acting."""
+        tensors: Tensors = self.tensors()
+        if which is not None:
+            tensors = {name: tensor[list(which)] for name, tensor in tensors.items()}
+        return self.kind.apply(tensors, x, y)
 
 
 class Bank(nn.Module):
@@ -56,19 +59,32 @@ class Bank(nn.Module):
     def named_sites(self) -> Iterator[tuple[str, Site]]:
         """Yield each site with its module's path in the backbone."""
         for name, site in self.sites.items():
+            assert isinstance(site, Site)
             yield name.replace("|", "."), site
 
-    def expert(self, index: int) -> Expert:
-        """Return a copy of one expert, on the CPU."""
-        return {
-            name: {key: tensor.detach()[index].cpu().clone() for key, tensor in site.tensors().items()}
-            for name, site in self.named_sites()
-        }
+    def expert(self, index: int, whole: Mapping[str, Tensor] | None = None) -> Expert:
+        """Return a copy of one expert, on the CPU.
+
+        Args:
+            index: which of the E.
+            whole: tensors by parameter name to cut it out of, in place of the bank's own (of which ZeRO-3 keeps parts).
+        """
+        found: Expert = {}
+        for name, tensor in (whole or dict(self.named_parameters())).items():
+            _, site, _, key = name.split(".")  # sites.<site>.held.<key>
+            cut = tensor.detach()[index].cpu().clone()
+            found.setdefault(site.replace("|", "."), {})[key.replace("|", ".")] = cut
+        return found
 
     @contextlib.contextmanager
-    def attached(self, model: nn.Module) -> Iterator[None]:
-        """Let the experts act on ``model`` (a Hugging Face model) inside the block; afterwards it is as it was."""
-        handles = attach(model, dict(self.named_sites()))
+    def attached(self, model: nn.Module, which: Sequence[int] | None = None) -> Iterator[None]:
+        """Let the experts act on ``model`` (a Hugging Face model) inside the block; afterwards it is as it was.
+
+        Args:
+            model: what they act on.
+            which: the experts that act, one for each group of rows; None: all.
+        """
+        handles = attach(model, {name: functools.partial(site, which=which) for name, site in self.named_sites()})
         try:
             yield
         finally:
@@ -76,10 +92,12 @@ class Bank(nn.Module):
                 handle.remove()
 
 
-def attach(model: nn.Module, sites: dict[str, Any]) -> list[torch.utils.hooks.RemovableHandle]:
-    """Make each site's module, called with (input, output), take part in ``model``'s forward pass; return the handles."""
+def attach(
+    model: nn.Module, sites: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
+) -> list[torch.utils.hooks.RemovableHandle]:
+    """Make each site, called with (input, output) of its module, take part in ``model``'s pass; return the handles."""
 
-    def hook(site: nn.Module) -> Any:
+    def hook(site: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
         return lambda _, inputs, output: site(inputs[0], output)
 
     return [model.get_submodule(name).register_forward_hook(hook(site)) for name, site in sites.items()]

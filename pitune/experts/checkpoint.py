@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -30,7 +32,12 @@ def to_files(kind: ExpertKind, expert: Expert, backbone: str) -> dict[str, bytes
         expert: its parameters.
         backbone: what ``base_model_name_or_path`` says: where the backbone came from.
     """
-    config = {"base_model_name_or_path": backbone, "task_type": None, "inference_mode": True, **kind.peft_config(expert)}
+    config = {
+        "base_model_name_or_path": backbone,
+        "task_type": None,
+        "inference_mode": True,
+        **kind.peft_config(expert),
+    }
     tensors = {
         f"{PREFIX}{site}.{name}": tensor.contiguous() for site, held in expert.items() for name, tensor in held.items()
     }
@@ -47,22 +54,40 @@ def from_files(config: bytes, weights: bytes, where: str) -> tuple[ExpertKind, E
         PituneError: the files are damaged, or of a kind that pitune does not know.
     """
     try:
-        settings: dict[str, Any] = json.loads(config)
+        settings: dict[str, Any] = dict(json.loads(config))
         tensors = load_safetensors(weights)
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, TypeError, SafetensorError) as error:
         raise PituneError(f"{where}: cannot be read as an expert ({error})") from error
-    peft_type = settings.get("peft_type")
-    if peft_type not in PEFT_TYPES:
-        known = ", ".join(PEFT_TYPES)
-        raise PituneError(f"{where}/{CONFIG}: peft_type is {peft_type!r}; pitune reads {known}")
-    kind = PEFT_TYPES[peft_type].from_peft_config(settings)
+    kind = _kind(settings, f"{where}/{CONFIG}")
     expert: Expert = {}
     for key, tensor in tensors.items():
         name = next((name for name in kind.parameter_names if key.endswith("." + name)), None)
         if name is None:
             raise PituneError(f"{where}/{WEIGHTS}: tensor {key} belongs to no {kind.kind} expert")
         expert.setdefault(key.removeprefix(PREFIX)[: -len(name) - 1], {})[name] = tensor
+    for site, held in expert.items():
+        missing = set(kind.parameter_names) - set(held)
+        if missing:
+            raise PituneError(f"{where}/{WEIGHTS}: {site} has no {min(missing)}; the file is not whole")
+    if not expert:
+        raise PituneError(f"{where}/{WEIGHTS}: holds no tensor; the file is not whole")
     return kind, expert
+
+
+def _kind(settings: dict[str, Any], where: str) -> ExpertKind:
+    """Return the kind that an ``adapter_config.json`` describes; ``where`` names it in errors."""
+    peft_type = settings.get("peft_type")
+    if peft_type not in PEFT_TYPES:
+        raise PituneError(f"{where}: peft_type is {peft_type!r}; pitune reads {', '.join(PEFT_TYPES)}")
+    try:
+        return PEFT_TYPES[peft_type].from_peft_config(settings)
+    except KeyError as error:
+        raise PituneError(f"{where}: {error.args[0]} is missing") from error
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise PituneError(f"{where}: found {problem['input']!r}; {problem['msg']}") from error
+    except (TypeError, ValueError) as error:
+        raise PituneError(f"{where}: {error}") from error
 
 
 def read(folder: str | Path) -> tuple[ExpertKind, Expert]:
@@ -91,15 +116,29 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
         The same model.
 
     Raises:
-        PituneError: the folder is no expert, or the expert does not fit the model.
+        PituneError: the folder is no expert, the expert does not fit the model, or the model has one already.
     """
     kind, expert = read(path)
+    if hasattr(model, "expert"):
+        raise PituneError(f"{path}: this model has an expert already; open the backbone anew")
+    _check_fit(kind, expert, model, str(path))
     bank = Bank(kind, [expert]).requires_grad_(False)
-    modules = dict(model.named_modules())
-    missing = sorted(set(expert) - set(modules))
-    if missing:
-        raise PituneError(f"{path}: made for another backbone, this model has no module {missing[0]}")
     place = next(model.parameters())
     attach(model, dict(bank.to(place.device, place.dtype).named_sites()))
     model.add_module("expert", bank)
     return model
+
+
+def _check_fit(kind: ExpertKind, expert: Expert, model: nn.Module, where: str) -> None:
+    """Raise where ``model`` lacks a site of ``expert``, or has it in another size."""
+    modules = dict(model.named_modules())
+    for site, held in expert.items():
+        module = modules.get(site)
+        if not isinstance(module, nn.Linear):
+            raise PituneError(f"{where}: made for another backbone, this model has no linear module {site}")
+        for name, right in kind.initial(module, torch.Generator()).items():
+            if held[name].shape != right.shape:
+                found, fits = tuple(held[name].shape), tuple(right.shape)
+                raise PituneError(
+                    f"{where}: made for another backbone, {site} has {name} {found}, this model needs {fits}"
+                )

@@ -39,7 +39,9 @@ class ExpertKind(BaseModel, ABC):
             PituneError: the kind wants more layers than there are.
         """
         if self.layers is not None and self.layers > depth:
-            raise PituneError(f"expert.layers: found {self.layers}, the backbone has {depth} layers; use at most that many")
+            raise PituneError(
+                f"expert.layers: found {self.layers}, the backbone has {depth} layers; use at most that many"
+            )
         return 0 if self.layers is None else depth - self.layers
 
     def sites(self, backbone: TextBackbone) -> dict[str, nn.Linear]:
@@ -56,8 +58,12 @@ class ExpertKind(BaseModel, ABC):
             if id(module) in above and isinstance(module, nn.Linear) and self.is_site(name)
         }
         if not found:
-            linear = sorted({name.split(".", 3)[-1] for name, m in backbone.model.named_modules() if isinstance(m, nn.Linear)})
-            raise PituneError(f"expert.targets: nothing in the backbone is so named; its layers have {', '.join(linear)}")
+            linear = sorted(
+                {name.split(".", 3)[-1] for name, m in backbone.model.named_modules() if isinstance(m, nn.Linear)}
+            )
+            raise PituneError(
+                f"expert.targets: nothing in the backbone is so named; its layers have {', '.join(linear)}"
+            )
         return found
 
     def start(self, backbone: TextBackbone) -> Expert:

@@ -1,7 +1,8 @@
-"""LoRA (arXiv 2106.09685) with the expert axis: y + alpha / rank · (x Aᵀ) Bᵀ, a different A and B for each group of rows."""
+"""LoRA (arXiv 2106.09685) with the expert axis: y + alpha / rank · (x Aᵀ) Bᵀ, an A and a B for each group of rows."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -12,6 +13,14 @@ from torch import Tensor, nn
 
 from pitune.experts.kind import Expert, ExpertKind, Tensors
 
+# What other encoders call their query and value projections (ModernBERT has query, key and value in one).
+ALIASES = {
+    "query": ("query", "query_proj", "q_proj", "q_lin", "attn.q", "Wqkv"),
+    "value": ("value", "value_proj", "v_proj", "v_lin", "attn.v", "Wqkv"),
+}
+# Settings of PEFT's under which a LoRA computes something else.
+UNREAD = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias", "modules_to_save")
+
 A, B = "lora_A.weight", "lora_B.weight"  # (E, rank, width), (E, output width, rank): PEFT's names and layout
 
 
@@ -21,12 +30,15 @@ class Lora(ExpertKind):
     kind: Literal["lora"] = "lora"
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank")
-    targets: tuple[str, ...] = Field(("query", "value"), min_length=1, description="ends of the modules' paths")
+    targets: tuple[str, ...] = Field(
+        ("query", "value"), min_length=1, description="ends of the modules' paths, in BERT's words"
+    )
     parameter_names: ClassVar[tuple[str, ...]] = (A, B)
 
     def is_site(self, name: str) -> bool:
         """Say whether ``name`` ends in one of the targets."""
-        return any(name == target or name.endswith("." + target) for target in self.targets)
+        ends = [end for target in self.targets for end in ALIASES.get(target, (target,))]
+        return any(name == end or name.endswith("." + end) for end in ends)
 
     def initial(self, module: nn.Linear, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw A as PEFT does (Kaiming uniform, a = √5: within 1 / √width), B zero."""
@@ -67,8 +79,20 @@ class Lora(ExpertKind):
 
     @classmethod
     def from_peft_config(cls, config: Mapping[str, Any]) -> Lora:
-        """Return the kind of a saved LoRA, whatever wrote it."""
-        return cls(rank=config["r"], alpha=config["lora_alpha"], targets=tuple(config["target_modules"]))
+        """Return the kind of a saved LoRA, whatever wrote it.
+
+        Raises:
+            ValueError: it is a variant of LoRA that pitune does not compute.
+        """
+        for name in UNREAD:
+            if config.get(name):
+                raise ValueError(f"{name} is {json.dumps(config[name])}; pitune reads plain LoRA, without it")
+        targets = config["target_modules"]
+        return cls(
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            targets=(targets,) if isinstance(targets, str) else tuple(targets),
+        )
 
 
 def truncate(expert: Expert, rank: int) -> tuple[Expert, float]:
@@ -85,7 +109,10 @@ def truncate(expert: Expert, rank: int) -> tuple[Expert, float]:
         q_a, r_a = torch.linalg.qr(tensors[A].double().T)
         u, s, v = torch.linalg.svd(r_b @ r_a.T)
         root = s[:rank].sqrt()
-        small[site] = {A: ((q_a @ v[:rank].T) * root).T.float().contiguous(), B: ((q_b @ u[:, :rank]) * root).float().contiguous()}
+        small[site] = {
+            A: ((q_a @ v[:rank].T) * root).T.float().contiguous(),
+            B: ((q_b @ u[:, :rank]) * root).float().contiguous(),
+        }
         lost += float((s[rank:] ** 2).sum())
         whole += float((s**2).sum())
     return small, math.sqrt(lost / whole) if whole else 0.0

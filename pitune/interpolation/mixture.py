@@ -1,7 +1,7 @@
-"""The interpolation: softmax(alpha) over the k neighbours' experts and the target's own, one effective expert per site.
+"""The interpolation: softmax(alpha) over k neighbours' experts and the target's own, one effective expert a site.
 
-Source: pi-Tuning, arXiv 2304.14381, section 3.3. Because the mixed expert acts through the same ``contract`` that merges
-it for good, the exported adapter scores what the interpolation scored.
+Source: pi-Tuning, arXiv 2304.14381, section 3.3. Because the mixed expert acts through the same ``contract`` that
+merges it for good, the exported adapter scores what the interpolation scored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Mixture(nn.Module):
         granularity: one set of weights per site, per layer, or one in all.
     """
 
-    def __init__(self, kind: ExpertKind, experts: Sequence[Expert], start: Tensor, granularity: Granularity = "site") -> None:
+    def __init__(
+        self, kind: ExpertKind, experts: Sequence[Expert], start: Tensor, granularity: Granularity = "site"
+    ) -> None:
         super().__init__()
         self.members = Bank(kind, experts)
         groups = [_group(name, granularity) for name, _ in self.members.named_sites()]
@@ -46,9 +48,7 @@ class Mixture(nn.Module):
     def attached(self, model: nn.Module) -> Iterator[None]:
         """Let the mixed expert act on ``model`` inside the block."""
         weights = self.weights()
-        sites = {
-            name: _Mixed(site, weights[index]) for index, (name, site) in enumerate(self.members.named_sites())
-        }
+        sites = {name: _Mixed(site, weights[index]) for index, (name, site) in enumerate(self.members.named_sites())}
         handles = attach(model, sites)
         try:
             yield

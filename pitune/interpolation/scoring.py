@@ -31,7 +31,7 @@ def probabilities(kind: ExpertKind, experts: Sequence[Expert], rows: Rows) -> Te
     """Return each expert's label probabilities for every row: (E, rows, labels), float32, on the CPU."""
     bank = Bank(kind, experts).to(rows.backbone.device)
     found = torch.empty(len(experts), len(rows), len(rows.candidates))
-    order = sorted(range(len(rows)), key=lambda row: len(rows.ids[row]))
+    order = rows.by_length()
     for start in range(0, len(order), ROWS):
         chosen = order[start : start + ROWS]
         inputs = rows.inputs(chosen).repeat(len(experts))
@@ -60,5 +60,12 @@ def predict(materials: Materials, wanted: Sequence[Prediction]) -> None:
         ]
         value = METRICS[task.metric](labels, choices.tolist())
         for artifact in one.artifacts:
-            facts = {"metric": task.metric, "value": value, "examples": len(examples), "seconds": seconds / len(one.artifacts)}
-            materials.store.commit(artifact, {"": table_bytes(table)}, one.mark, inputs=one.inputs, expert=one.expert, **facts)
+            facts = {
+                "metric": task.metric,
+                "value": value,
+                "examples": len(examples),
+                "seconds": seconds / len(one.artifacts),
+            }
+            materials.store.commit(
+                artifact, {"": table_bytes(table)}, one.mark, inputs=one.inputs, expert=one.expert, **facts
+            )

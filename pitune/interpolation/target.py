@@ -12,7 +12,7 @@ from pitune.experts import Expert, Lora
 from pitune.experts.checkpoint import to_files
 from pitune.experts.lora import truncate
 from pitune.interpolation.mixture import Mixture, merge
-from pitune.interpolation.tune import Tuned, Validation, starting_logits, tune, validate
+from pitune.interpolation.tune import Own, Tuned, Validation, starting_logits, tune, validate
 from pitune.materials import Materials
 from pitune.store import Job, table_bytes
 from pitune.tasks.task import Slice
@@ -35,16 +35,24 @@ class Target(Job):
 
 
 def attempt(
-    materials: Materials, target: Target, k: int, temperature: float, report: Callable[[int, Validation], None]
+    materials: Materials,
+    target: Target,
+    k: int,
+    temperature: float,
+    own: Own,
+    report: Callable[[int, Validation], None],
 ) -> Tuned:
-    """Tune the interpolation of a target with its k nearest at one temperature; see :func:`tune`."""
+    """Tune the interpolation of a target with its k nearest from one start; see :func:`tune`."""
     config = materials.config
     similarities = [similarity for _, similarity in target.neighbours[:k]]
     recipe = config.training.recipe(target.slice).model_copy(update={"validate_every": config.sweep.validate_every})
+    experts = target.experts(materials, k)
+    if own == "fresh":
+        experts[-1] = materials.start
     return tune(
         config.expert,
-        target.experts(materials, k),
-        starting_logits(similarities, temperature, config.interpolation.start),
+        experts,
+        starting_logits(similarities, temperature, config.interpolation.start, own),
         materials.rows(target.slice, "train"),
         materials.rows(target.slice, "validation"),
         recipe,
@@ -70,7 +78,12 @@ def weight_rows(members: Sequence[str], tuned: Tuned) -> list[dict[str, object]]
     """Return the mixture's weights as rows of ``weights.parquet``."""
     weights = tuned.mixture.weights().detach().cpu()
     return [
-        {"site": site, "member": member, "start": float(tuned.start[row, column]), "weight": float(weights[row, column])}
+        {
+            "site": site,
+            "member": member,
+            "start": float(tuned.start[row, column]),
+            "weight": float(weights[row, column]),
+        }
         for row, (site, _) in enumerate(tuned.mixture.members.named_sites())
         for column, member in enumerate(members)
     ]

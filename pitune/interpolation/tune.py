@@ -18,16 +18,23 @@ from pitune.training.examples import Rows
 from pitune.training.recipe import Recipe
 
 
+Start = Literal["similarity", "uniform"]
+Own = Literal["trained", "fresh"]
+"""The target's own expert in the mixture: its few-shot expert (as in the paper), or one at the common start."""
+
+
 class InterpolationSettings(BaseModel):
     """How a target's neighbours are interpolated. Steps, rows, schedule and selection are the few-shot recipe's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     granularity: Granularity = Field("site", description="one set of weights per site, per layer or one in all")
-    start: Literal["similarity", "uniform"] = "similarity"
+    start: Start = "similarity"
     train: Literal["weights", "weights+experts"] = "weights+experts"
     weights_learning_rate: float = Field(0.02, gt=0, description="of alpha")
-    experts_rate: float = Field(0.3, gt=0, description="the experts' learning rate, as a share of the few-shot recipe's")
+    experts_rate: float = Field(
+        0.5, gt=0, description="the experts' learning rate, as a share of the few-shot recipe's"
+    )
     max_rank: int | None = Field(None, ge=1, description="cut the merged LoRA to this rank by SVD; null: exact")
 
 
@@ -49,11 +56,16 @@ class Tuned:
     validation: Validation
 
 
-def starting_logits(similarities: Sequence[float], temperature: float, start: str) -> Tensor:
-    """Return alpha at the start, (k + 1,): similarity / temperature, the own expert's similarity being 1; or all zero."""
+def starting_logits(similarities: Sequence[float], temperature: float, start: Start, own: Own) -> Tensor:
+    """Return alpha at the start, (k + 1,): similarity / temperature, or all zero.
+
+    The own expert comes last. Trained beforehand, it is as similar to the target as can be: 1. Fresh, it knows nothing of
+    it: 0. A trained one has fitted the very shots that the weights are learned on, which then have little left to say;
+    a fresh one leaves the neighbours a reason to move. Which is better differs from target to target.
+    """
     if start == "uniform":
         return torch.zeros(len(similarities) + 1)
-    return torch.tensor([*similarities, 1.0]) / temperature
+    return torch.tensor([*similarities, 1.0 if own == "trained" else 0.0]) / temperature
 
 
 @torch.no_grad()
@@ -105,9 +117,12 @@ def tune(
             group["lr"] = group["peak"] * recipe.rate(step) / recipe.learning_rate
         loss = torch.nn.functional.cross_entropy(*_logits(mixture, train, chosen))
         if not math.isfinite(float(loss.detach())):
-            raise PituneError(f"interpolation of {name}: the loss is {float(loss)} at step {step}; lower interpolation.weights_learning_rate or experts_rate")
+            raise PituneError(
+                f"interpolation of {name}: the loss is {float(loss.detach())} at step {step + 1}; "
+                "lower interpolation.weights_learning_rate or interpolation.experts_rate"
+            )
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         point = {"step": step + 1, "loss": float(loss.detach()), "validation": math.nan}
         if recipe.validates(step):
@@ -134,7 +149,13 @@ def _optimizer(mixture: Mixture, recipe: Recipe, settings: InterpolationSettings
     groups = [{"params": [mixture.alpha], "peak": settings.weights_learning_rate, "weight_decay": 0.0}]
     if settings.train == "weights+experts":
         members = list(mixture.members.parameters())
-        groups.append({"params": members, "peak": settings.experts_rate * recipe.learning_rate, "weight_decay": recipe.weight_decay})
+        groups.append(
+            {
+                "params": members,
+                "peak": settings.experts_rate * recipe.learning_rate,
+                "weight_decay": recipe.weight_decay,
+            }
+        )
     else:
         mixture.members.requires_grad_(False)
     return torch.optim.AdamW(groups, lr=recipe.learning_rate)

@@ -137,7 +137,7 @@ def _start(
     _authenticate()
     _share_path(stack)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not taken away
-    folder = tempfile.mkdtemp(prefix="pitune-", dir="/tmp" if os.path.isdir("/tmp") else None)  # sockets need it short
+    folder = tempfile.mkdtemp(prefix="pitune-", dir="/tmp" if Path("/tmp").is_dir() else None)  # sockets need it short
     _watch(stack, Path(folder))
     stack.callback(ray.shutdown)
     try:
@@ -167,7 +167,7 @@ def _share_path(stack: contextlib.ExitStack) -> None:
     """Let the local workers import what this process imports: pitune from a checkout, a test's own module."""
     before = os.environ.get("PYTHONPATH")
     installed = (sys.prefix, sys.base_prefix)
-    entries = [os.path.abspath(entry) for entry in sys.path if not entry.startswith(installed)]
+    entries = [str(Path(entry).absolute()) for entry in sys.path if not entry.startswith(installed)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(entries))
 
     def restore() -> None:

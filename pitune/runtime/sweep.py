@@ -1,13 +1,14 @@
 """The sweep: Ray Tune searches top-k and temperature for every target.
 
-One Tuner holds the trials of all targets, so that its few actors are started once; each target has an ASHA of its own, and
-runs its trials one after another while other targets run beside it. A trial writes down every score before it reports it.
-Started again after a crash, it reports what is written without computing it, so that ASHA decides as it did before:
-the outcome does not depend on timing or on interruptions.
+One Tuner holds the trials of all targets, so that its few actors are started once; each target has an ASHA of its own,
+and runs its trials one after another while other targets run beside it. A trial writes down every score before it
+reports it. Started again after a crash, it reports what is written without computing it, so that ASHA decides as it did
+before: the outcome does not depend on timing or on interruptions.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from pitune.config import RuntimeSettings, SweepSettings, TrainingSettings
 from pitune.errors import PituneError
 from pitune.interpolation.target import Target, attempt, interpolation_files
-from pitune.interpolation.tune import Validation
+from pitune.interpolation.tune import Own, Validation
 from pitune.materials import Materials
 from pitune.runtime.fanout import one_line, opened
 from pitune.store import Store, table_bytes
@@ -40,11 +41,12 @@ class Point:
     target: Target
     top_k: int
     temperature: float
+    own: Own
 
     @property
     def name(self) -> str:
         """The trial's name within its target."""
-        return f"k{self.top_k}-t{self.temperature:g}"
+        return f"k{self.top_k}-t{self.temperature:g}-{self.own}"
 
     @property
     def record(self) -> str:
@@ -59,7 +61,10 @@ class Point:
 
 def points(target: Target, sweep: SweepSettings) -> list[Point]:
     """Return every trial of a target, in the order in which they run."""
-    return [Point(target, k, t) for k in dict.fromkeys(sweep.top_k) for t in dict.fromkeys(sweep.temperature)]
+    return [
+        Point(target, *tried)
+        for tried in itertools.product(*map(dict.fromkeys, (sweep.top_k, sweep.temperature, sweep.own)))
+    ]
 
 
 class PerTarget(TrialScheduler):
@@ -94,7 +99,9 @@ class PerTarget(TrialScheduler):
         """Return the first waiting trial of a target that has none running."""
         trials = tune_controller.get_live_trials()
         busy = {_target(trial) for trial in trials if trial.status == Trial.RUNNING}
-        waiting = (trial for trial in trials if trial.status in (Trial.PENDING, Trial.PAUSED) and _target(trial) not in busy)
+        waiting = (
+            trial for trial in trials if trial.status in (Trial.PENDING, Trial.PAUSED) and _target(trial) not in busy
+        )
         return next(waiting, None)
 
     def debug_string(self) -> str:
@@ -152,7 +159,9 @@ def search(
     tuner = tune.Tuner(
         tune.with_resources(run, resources),
         param_space={"point": tune.grid_search(trials)},
-        tune_config=tune.TuneConfig(scheduler=PerTarget(materials.config.training, sweep), reuse_actors=True, num_samples=1),
+        tune_config=tune.TuneConfig(
+            scheduler=PerTarget(materials.config.training, sweep), reuse_actors=True, num_samples=1
+        ),
         run_config=tune.RunConfig(
             name=f"sweep-{time.time_ns()}",
             storage_path=storage,
@@ -186,12 +195,14 @@ def run_trial(materials: Materials, point: Point) -> None:
     def report(step: int, found: Validation) -> None:
         if step in known:
             return
-        told.append({"step": step, METRIC: found.loss, "accuracy": found.accuracy, "seconds": time.perf_counter() - began})
+        told.append(
+            {"step": step, METRIC: found.loss, "accuracy": found.accuracy, "seconds": time.perf_counter() - began}
+        )
         if step < steps:  # the last score is reported when the interpolation is committed
             _write_record(materials.store, point, told)
             tune.report(told[-1])
 
-    tuned = attempt(materials, point.target, point.top_k, point.temperature, report)
+    tuned = attempt(materials, point.target, point.top_k, point.temperature, point.own, report)
     files, error = interpolation_files(materials, point.target, point.top_k, tuned)
     materials.store.commit(
         point.artifact, files, point.target.mark, validation=asdict(tuned.validation), rank_error=error
@@ -224,7 +235,7 @@ def commit_best(materials: Materials, target: Target) -> None:
         raise PituneError(f"target {target.slice}: no trial of the sweep reached step {steps}")
     best = min(finished, key=lambda trial: trial[1][-1][METRIC])[0]
     rows = [
-        {"trial": point.name, "top_k": point.top_k, "temperature": point.temperature, **score}
+        {"trial": point.name, "top_k": point.top_k, "temperature": point.temperature, "own": point.own, **score}
         | {"state": "finished" if told[-1]["step"] == steps else "stopped", "chosen": point == best}
         for point, told in tried
         for score in told
@@ -240,6 +251,7 @@ def commit_best(materials: Materials, target: Target) -> None:
         members=target.members(best.top_k),
         top_k=best.top_k,
         temperature=best.temperature,
+        own=best.own,
         validation=trial["validation"],
         rank_error=trial["rank_error"],
         seconds=sum(told[-1]["seconds"] for _, told in tried if told),

@@ -37,10 +37,6 @@ from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from deepspeed.utils import logger as deepspeed_logger
 
-Precision = Literal["fp32", "bf16", "fp16"]
-
-AUTOCAST: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""The type in which the forward pass computes; float32 needs none."""
 TAG = "shards"
 """The name under which DeepSpeed keeps a checkpoint inside the folder that it is given."""
 FIRST_SCALE = 2.0**16
@@ -55,21 +51,19 @@ class EngineSettings:
     Attributes:
         zero_stage: what a gang's workers share out: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters
             (the backbone's too).
-        precision: the type that the forward pass computes in; the experts themselves are always float32.
         gradient_accumulation: backward passes that make one optimizer step.
         weight_decay: AdamW's, decoupled.
+        scale_losses: multiply each expert's loss by a scale of its own, which adapts: for models that compute in fp16.
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 0
-    precision: Precision = "fp32"
     gradient_accumulation: int = 1
     weight_decay: float = 0.0
+    scale_losses: bool = False
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
             raise PituneError(f"zero_stage: {self.zero_stage!r} found; 0, 1, 2 or 3 would be right")
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise PituneError(f"precision: {self.precision!r} found; fp32, bf16 or fp16 would be right")
         if self.gradient_accumulation < 1:
             raise PituneError(f"gradient_accumulation: {self.gradient_accumulation} found; at least 1 would be right")
         if not 0.0 <= self.weight_decay < float("inf"):
@@ -95,26 +89,13 @@ def start_distributed() -> None:
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
-def cast_frozen(model: nn.Module, precision: Precision) -> None:
-    """Cast the frozen weights of ``model`` to ``precision``, in place and for good.
-
-    Call it once, when the backbone is loaded. What is trainable keeps its type, and so do buffers (rotary frequencies)
-    and vectors: norms want float32 parameters whatever their input. Without it ``bf16``
-    and ``fp16`` still compute in that type, from float32 weights.
-    """
-    dtype = AUTOCAST.get(precision, torch.float32)
-    for parameter in model.parameters():
-        if not parameter.requires_grad and parameter.is_floating_point() and parameter.dim() > 1:
-            parameter.data = parameter.data.to(dtype)
-
-
 class Engine:
     """A model whose trainable parameters are optimised by DeepSpeed; use it in a ``with`` statement or close it.
 
     Args:
         model: its parameters with ``requires_grad`` are trained, float32, and the rest is frozen. It must not change
             while the engine lives; afterwards it is a plain model again, with the trained values.
-        settings: ZeRO stage, precision, accumulation, weight decay.
+        settings: ZeRO stage, accumulation, weight decay, loss scaling.
         experts: E, the size of the leading axis of every trainable parameter. 1 lets them have any shape and keeps
             them together as one expert.
         groups: the trainable parameters in groups, each with its own learning rate; None puts all in one.
@@ -141,12 +122,12 @@ class Engine:
         parts = [list(group) for group in groups] if groups is not None else [list(self._trainable.values())]
         _check_groups(parts, self._trainable)
         start_distributed()
-        self._guard = GradientGuard(experts, settings.precision == "fp16", _device())
+        self._guard = GradientGuard(experts, settings.scale_losses, _device())
         self._before = _Snapshot(model)
         self._guard.watch(self._trainable.values())
         optimizer = torch.optim.AdamW([{"params": part} for part in parts], lr=0.0, weight_decay=settings.weight_decay)
         self._engine: Any = deepspeed.initialize(
-            model=_Forward(model, AUTOCAST.get(settings.precision)),
+            model=model,
             optimizer=optimizer,
             config=_deepspeed_config(settings, sum(p.numel() for p in self._trainable.values())),
             dist_init_required=False,
@@ -161,7 +142,7 @@ class Engine:
         self.close()
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """Run the model's forward pass, in the precision of the settings; in evaluation too."""
+        """Run the model's forward pass, which sees to its precision itself; in evaluation too."""
         return self._engine(*inputs, **named)
 
     def train(self, mode: bool = True) -> None:
@@ -170,7 +151,7 @@ class Engine:
 
     @property
     def loss_scale(self) -> Tensor:
-        """The loss scale of each expert, (E,); all ones unless the precision is fp16."""
+        """The loss scale of each expert, (E,); all ones unless losses are scaled."""
         return self._guard.scale.clone()
 
     def backward(self, losses: Tensor) -> None:
@@ -191,7 +172,7 @@ class Engine:
 
         Returns:
             None between the steps; at a step the experts, (E,) bool, that had a gradient that was not finite on any
-            worker: with fp16 that is an overflow, and the loss scale of those experts was halved.
+            worker; where losses are scaled that is an overflow, and the scale of those experts was halved.
         """
         stepped = bool(self._engine.is_gradient_accumulation_boundary())
         self._engine.step()
@@ -272,7 +253,7 @@ class GradientGuard:
 
     Args:
         experts: E.
-        scaled: whether losses are scaled, which fp16 needs.
+        scaled: whether losses are scaled.
         device: where the gradients are.
     """
 
@@ -336,20 +317,6 @@ class GradientGuard:
         elif not self.scaled:
             return None
         return rows.view(gradient.shape)
-
-
-class _Forward(nn.Module):
-    """The model under autocast; inside DeepSpeed's module, which would switch an outer autocast off."""
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
-        super().__init__()
-        self.model = model
-        self._dtype = dtype
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        """Run the model."""
-        with torch.autocast(_device().type, dtype=self._dtype, enabled=self._dtype is not None):
-            return self.model(*inputs, **named)
 
 
 class _Snapshot:

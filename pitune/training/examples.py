@@ -16,7 +16,7 @@ from pitune.backbones.text import Inputs, TextBackbone
 from pitune.tasks.task import Example, Task
 
 BUCKETS = 8  # batches whose rows are sorted by length together
-CACHE_BYTES = 1 << 30  # trunk outputs kept per process
+CACHE_BYTES = 1 << 30  # trunk outputs kept per slice and role, at most
 
 
 class Rows:
@@ -42,6 +42,10 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def by_length(self) -> list[int]:
+        """Return all rows, short texts first, so that batches of neighbours pad little."""
+        return sorted(range(len(self)), key=lambda row: len(self.ids[row]))
 
     def inputs(self, rows: Sequence[int]) -> Inputs:
         """Return a padded batch of these rows, the trunk's output included."""

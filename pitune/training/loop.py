@@ -6,6 +6,7 @@ choice of checkpoint; nothing is normalised, clipped or scaled over the pack, an
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -23,7 +24,8 @@ from pitune.training.engine import Engine, EngineSettings
 from pitune.training.examples import Rows, collate, group_losses, label_logits, stack_candidates
 from pitune.training.recipe import Recipe
 
-LOOP_STATE, BEST = "loop.json", "best.safetensors"
+LOOP_STATE, CHOSEN = "loop.json", "chosen.safetensors"
+VALIDATION_ROWS = 64  # of each expert, in a batch
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Seat(Protocol):
         """Return the folder of the pack's last checkpoint, if there is one."""
 
     def checkpoint(self, write: Callable[[Path], None], step: int) -> None:
-        """Save a checkpoint for resuming; every worker calls."""
+        """Save a checkpoint for resuming: have ``write`` fill a folder. Every worker calls."""
 
 
 class Alone:
@@ -81,15 +83,17 @@ class Alone:
 class PackedModel(nn.Module):
     """The backbone with a bank attached: logits (E, rows, most labels) of E groups of rows."""
 
-    def __init__(self, backbone: TextBackbone, bank: Bank, first: int) -> None:
+    def __init__(self, backbone: TextBackbone, bank: Bank, members: Sequence[Member]) -> None:
         super().__init__()
-        self.backbone, self.bank, self.first = backbone, bank, first
+        self.backbone, self.bank = backbone, bank
+        self.first = members[0].train.first
+        self.candidates, self.real = stack_candidates([member.train for member in members])
 
-    def forward(self, inputs: Inputs, candidates: Tensor, real: Tensor) -> Tensor:
-        """Score each row's candidates; see :func:`pitune.training.examples.label_logits`."""
-        with self.bank.attached(self.backbone.model):
+    def forward(self, inputs: Inputs, which: list[int]) -> Tensor:
+        """Score the candidates of each row, its group being one of the experts ``which``; see ``label_logits``."""
+        with self.bank.attached(self.backbone.model, which if len(which) < self.bank.size else None):
             embeddings = self.backbone(inputs, self.first)
-        return label_logits(embeddings, candidates, real, self.backbone.settings.scale)
+        return label_logits(embeddings, self.candidates[which], self.real[which], self.backbone.settings.scale)
 
 
 class PackTraining:
@@ -118,122 +122,121 @@ class PackTraining:
         self.members, self.recipe, self.engine_settings = members, recipe, engine
         self.seat = seat or Alone()
         self.checkpoint_every = checkpoint_every
-        self.bank = Bank(kind, [member.start for member in members]).to(backbone.device)
-        self.model = PackedModel(backbone, self.bank, members[0].train.first)
-        self.candidates, self.real = stack_candidates([member.train for member in members])
+        bank = Bank(kind, [member.start for member in members]).to(backbone.device)
+        self.model = PackedModel(backbone, bank, members)
         self.orders = [member.train.order(member.name, recipe.steps, recipe.batch_size) for member in members]
-        self.losses = torch.full((recipe.steps, len(members)), math.nan)
-        self.validations: dict[int, list[tuple[float, float]]] = {}  # step: each expert's loss and accuracy
-        self.best: list[tuple[int, Expert]] = [(-1, member.start) for member in members]
-        self.bank_start = [member.start for member in members]
+        self.losses = torch.zeros(recipe.steps, len(members), device=backbone.device)  # over this worker's rows
+        self.validations: dict[int, list[tuple[float, float]]] = {}  # by step: each expert's loss and accuracy
+        self.chosen: dict[int, tuple[int, Expert]] = {}  # by member: the step of its choice so far, and the expert then
 
     def run(self) -> list[Trained]:
         """Train the pack and return each expert's outcome, in the members' order. Every worker calls."""
+        steps = self.recipe.steps
         with Engine(self.model, self.engine_settings, experts=len(self.members)) as engine:
-            for step in range(self._resumed(engine), self.recipe.steps):
+            for step in range(self._resumed(engine), steps):
                 self._step(engine, step)
                 if self.recipe.validates(step):
                     self._validate(engine, step)
-                self.seat.progress(step + 1, self.recipe.steps)
-                if self.checkpoint_every and (step + 1) % self.checkpoint_every == 0 and step + 1 < self.recipe.steps:
-                    self.seat.checkpoint(lambda folder, done=step + 1: self._save(engine, folder, done), step + 1)  # type: ignore[misc]
+                done = step + 1
+                self.seat.progress(done, steps)
+                if self.checkpoint_every and done % self.checkpoint_every == 0 and done < steps:
+                    self.seat.checkpoint(functools.partial(self._save, engine, done), done)
             losses = engine.mean_over_workers(self.losses)
-        return [self._outcome(index, losses[:, index]) for index in range(len(self.members))]
+        return [self._outcome(index, losses[:, index].tolist()) for index in range(len(self.members))]
 
     def _step(self, engine: Engine, step: int) -> None:
         """Take one optimizer step: this worker's share of every expert's rows, in as many parts as accumulate."""
         engine.set_learning_rate(self.recipe.rate(step))
-        accumulation = self.engine_settings.gradient_accumulation
+        parts = self.engine_settings.gradient_accumulation
         mine = [order[step][self.seat.rank :: self.seat.world_size] for order in self.orders]
-        total = torch.zeros(len(self.members))
-        for part in range(accumulation):
-            chosen = [rows[part::accumulation].tolist() for rows in mine]
-            losses = self._losses(engine, chosen)
+        everyone = list(range(len(self.members)))
+        self.losses[step] = 0.0
+        for part in range(parts):
+            chosen = [rows[part::parts].tolist() for rows in mine]
+            inputs = collate([(member.train, rows) for member, rows in zip(self.members, chosen, strict=True)])
+            labels = torch.stack([member.train.labels[rows] for member, rows in zip(self.members, chosen, strict=True)])
+            losses = group_losses(engine(inputs, everyone), labels.to(inputs.ids.device))  # (E,)
             engine.backward(losses)
-            engine.step()
-            total += losses.detach().cpu() / accumulation
-        self.losses[step] = total
-
-    def _losses(self, engine: Engine, chosen: list[list[int]]) -> Tensor:
-        """Return each expert's mean loss (E,) over its chosen rows."""
-        inputs = collate([(member.train, rows) for member, rows in zip(self.members, chosen, strict=True)])
-        labels = torch.stack([member.train.labels[rows] for member, rows in zip(self.members, chosen, strict=True)])
-        return group_losses(engine(inputs, self.candidates, self.real), labels.to(inputs.ids.device))
+            bad = engine.step()
+            self.losses[step] += losses.detach() / parts
+            if bad is not None and not self.engine_settings.scale_losses:
+                self.losses[step, bad] = math.nan  # such a gradient is zeroed, the expert would stand still
 
     @torch.no_grad()
     def _validate(self, engine: Engine, step: int) -> None:
-        """Score every expert on its own validation rows and keep those that are the choice so far."""
-        most = max(len(member.validation) for member in self.members)
-        rows = 64
+        """Score every expert on its own validation rows and keep those that are the choice so far.
+
+        A batch has as many rows of each member that has any left; so none is padded with rows that do not count.
+        """
+        sizes = [len(member.validation) for member in self.members]
+        orders = [member.validation.by_length() for member in self.members]
         sums = torch.zeros(len(self.members), 2)
-        for start in range(0, most, rows):
-            chosen, counts = zip(*(_window(len(member.validation), start, rows) for member in self.members), strict=True)
-            width = max(counts)
-            padded = [(c + [0] * width)[:width] for c in chosen]
-            parts = [(member.validation, part) for member, part in zip(self.members, padded, strict=True)]
-            logits = engine(collate(parts), self.candidates, self.real).cpu()  # (E, rows, most labels)
-            for index, (source, part) in enumerate(parts):
-                labels = source.labels[part[: counts[index]]]
-                own = logits[index, : counts[index]]
-                sums[index, 0] += nn.functional.cross_entropy(own, labels, reduction="sum")
-                sums[index, 1] += (own.argmax(-1) == labels).sum()
-        sizes = torch.tensor([len(member.validation) for member in self.members])
-        scores = sums / sizes.unsqueeze(1)
+        start = 0
+        while start < max(sizes):
+            which = [index for index, size in enumerate(sizes) if size > start]
+            stop = min(start + VALIDATION_ROWS, *(sizes[index] for index in which))
+            parts = [(self.members[index].validation, orders[index][start:stop]) for index in which]
+            labels = torch.stack([rows.labels[chosen] for rows, chosen in parts])
+            logits = engine(collate(parts), which).cpu()  # (members with rows left, rows, most labels)
+            sums[which, 0] += group_losses(logits, labels) * (stop - start)
+            sums[which, 1] += (logits.argmax(-1) == labels).sum(1)
+            start = stop
+        # Every worker has the same rows. The mean makes the numbers, and so the choice, the same to the last bit.
+        scores = engine.mean_over_workers(sums / torch.tensor(sizes).unsqueeze(1))
         self.validations[step] = [(float(loss), float(accuracy)) for loss, accuracy in scores]
         self._choose(engine, step)
 
     def _choose(self, engine: Engine, step: int) -> None:
-        last = step + 1 == self.recipe.steps
-        better = []
-        for index, (chosen, _) in enumerate(self.best):
-            now = self.validations[step][index][0]
-            before = self.validations[chosen][index][0] if chosen >= 0 else math.inf
-            better.append(last if self.recipe.select == "last" else now < before)
-        if any(better):
-            whole = _bank_tensors(engine)
-            for index, is_better in enumerate(better):
-                if is_better:
-                    self.best[index] = step, self._expert(whole, index)
+        """Keep the experts that are better than their choice so far, or, where the last one counts, the last."""
+        if self.recipe.select == "last":
+            better = list(range(len(self.members))) if step + 1 == self.recipe.steps else []
+        else:
+            better = [index for index in range(len(self.members)) if self._is_best(index, step)]
+        if better:
+            whole = {name.removeprefix("bank."): tensor for name, tensor in engine.gathered().items()}
+            for index in better:
+                self.chosen[index] = step, self.model.bank.expert(index, whole)
 
-    def _expert(self, whole: dict[str, Tensor], index: int) -> Expert:
-        """Cut one expert out of the gathered bank."""
-        return {
-            site: {
-                key: whole[f"{name}.held.{key.replace('.', '|')}"][index].cpu().clone()
-                for key in self.bank_start[index][site]
-            }
-            for site, name in ((site, site.replace(".", "|")) for site in self.bank_start[index])
-        }
+    def _is_best(self, index: int, step: int) -> bool:
+        loss = self.validations[step][index][0]
+        if index not in self.chosen:
+            return math.isfinite(loss)
+        return loss < self.validations[self.chosen[index][0]][index][0]
 
-    def _outcome(self, index: int, losses: Tensor) -> Trained:
-        broken = (~losses.isfinite()).nonzero().flatten().tolist()
-        name = self.members[index].name
-        error = f"expert {name}: the loss is {float(losses[broken[0]])} at step {broken[0] + 1}; lower training.*.learning_rate" if broken else None
-        step, expert = self.best[index]
-        curve = [
-            {"step": number + 1, "loss": float(loss), "validation": self.validations[number][index][0] if number in self.validations else math.nan}
-            for number, loss in enumerate(losses)
-        ]
+    def _outcome(self, index: int, losses: list[float]) -> Trained:
+        member = self.members[index]
+        curve = [{"step": step + 1, "loss": loss, "validation": math.nan} for step, loss in enumerate(losses)]
+        for step, found in self.validations.items():
+            curve[step]["validation"] = found[index][0]
+        step, expert = self.chosen.get(index, (-1, member.start))
         loss, accuracy = self.validations[step][index] if step >= 0 else (math.nan, math.nan)
+        broken = next((point for point in curve if not math.isfinite(point["loss"])), None)
+        error = None
+        if broken is not None:
+            wrong = f"the loss is {broken['loss']} at step {broken['step']}"
+            error = f"expert {member.name}: {wrong}; lower training.*.learning_rate"
+        elif not math.isfinite(loss):
+            error = f"expert {member.name}: the validation loss is {loss}; lower training.*.learning_rate"
         return Trained(expert, curve, {"loss": loss, "accuracy": accuracy}, step + 1, error)
 
     # --- resuming ----------------------------------------------------------------------------------------------
 
-    def _save(self, engine: Engine, folder: Path, step: int) -> None:
+    def _save(self, engine: Engine, done: int, folder: Path) -> None:
+        """Write into ``folder`` all that :meth:`_resumed` needs to go on after ``done`` steps."""
         engine.save(folder)
         if self.seat.rank == 0:
             flat = {
                 f"{index}/{site}/{key}": tensor
-                for index, (_, expert) in enumerate(self.best)
+                for index, (_, expert) in self.chosen.items()
                 for site, held in expert.items()
                 for key, tensor in held.items()
             }
-            save_file(flat, folder / BEST)
+            save_file(flat, folder / CHOSEN)
         state = {
-            "step": step,
+            "done": done,
             "losses": self.losses.tolist(),
-            "validations": self.validations,
-            "best": [chosen for chosen, _ in self.best],
+            "validations": list(self.validations.items()),
+            "chosen": [(index, step) for index, (step, _) in self.chosen.items()],
         }
         (folder / f"{self.seat.rank}-{LOOP_STATE}").write_text(json.dumps(state))
 
@@ -244,26 +247,10 @@ class PackTraining:
             return 0
         engine.load(folder)
         state = json.loads((folder / f"{self.seat.rank}-{LOOP_STATE}").read_text())
-        self.losses = torch.tensor(state["losses"])
-        self.validations = {int(step): [tuple(pair) for pair in pairs] for step, pairs in state["validations"].items()}
-        flat = load_file(folder / BEST)
-        for index, chosen in enumerate(state["best"]):
-            expert: Expert = {}
-            for name, tensor in flat.items():
-                number, site, key = name.split("/")
-                if int(number) == index:
-                    expert.setdefault(site, {})[key] = tensor
-            self.best[index] = chosen, expert
-        return int(state["step"])
-
-
-def _bank_tensors(engine: Engine) -> dict[str, Tensor]:
-    """Return the gathered bank's tensors by their names inside the bank's sites."""
-    return {name.removeprefix("bank.sites."): tensor for name, tensor in engine.gathered().items()}
-
-
-def _window(length: int, start: int, rows: int) -> tuple[list[int], int]:
-    """Return the rows of a window that exist, and how many they are."""
-    chosen = list(range(start, min(start + rows, length)))
-    return chosen, len(chosen)
-
+        self.losses = torch.tensor(state["losses"], device=self.losses.device)
+        self.validations = {step: [(loss, right) for loss, right in found] for step, found in state["validations"]}
+        self.chosen = {index: (step, {}) for index, step in state["chosen"]}
+        for name, tensor in load_file(folder / CHOSEN).items():
+            index, site, key = name.split("/")
+            self.chosen[int(index)][1].setdefault(site, {})[key] = tensor
+        return int(state["done"])

@@ -60,9 +60,9 @@ class ExpertTraining:
             pack.recipe,
             EngineSettings(
                 zero_stage=config.training.zero_stage,
-                precision=config.training.precision,
                 gradient_accumulation=config.training.gradient_accumulation,
                 weight_decay=pack.recipe.weight_decay,
+                scale_losses=config.training.precision == "fp16",
             ),
             seat,
             self.checkpoint_every,
@@ -113,7 +113,9 @@ class ExpertTraining:
 LENGTHS = 1.5  # texts of a pack differ at most by this factor: shorter ones are padded to the longest
 
 
-def make_packs(jobs: Sequence[ExpertJob], settings: TrainingSettings, lengths: Sequence[int], prefix: str) -> list[Pack]:
+def make_packs(
+    jobs: Sequence[ExpertJob], settings: TrainingSettings, lengths: Sequence[int], prefix: str
+) -> list[Pack]:
     """Group jobs with the same recipe and texts of like lengths into packs, the most work first.
 
     Args:
@@ -123,7 +125,9 @@ def make_packs(jobs: Sequence[ExpertJob], settings: TrainingSettings, lengths: S
         prefix: begins the packs' names.
     """
     packs: list[list[tuple[int, ExpertJob]]] = []
-    for length, job in sorted(zip(lengths, jobs, strict=True), key=lambda pair: (pair[1].slice.shots or 0, *pair[:1], pair[1].slice)):
+    for length, job in sorted(
+        zip(lengths, jobs, strict=True), key=lambda pair: (pair[1].slice.shots or 0, *pair[:1], pair[1].slice)
+    ):
         head = packs[-1][0] if packs else None
         if (
             head is not None

@@ -24,8 +24,8 @@ class Recipe(BaseModel):
 
     def rate(self, step: int) -> float:
         """Return the learning rate of step ``step`` (from 0)."""
-        rising = max(1, round(self.warmup * self.steps))
-        if step < rising and self.warmup > 0:
+        rising = max(1, round(self.warmup * self.steps)) if self.warmup else 0
+        if step < rising:
             return self.learning_rate * (step + 1) / rising
         left = 1 - (step - rising) / max(1, self.steps - rising)
         share = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[self.schedule]

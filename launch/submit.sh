@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Run a study as a job of a running Ray cluster, and follow its output. A template: checked with `bash -n` and with a
+# stand-in for ray, never against a cluster.
+#
+#   RAY_API_SERVER_ADDRESS=http://HEAD:8265 launch/submit.sh configs/quickstart.yaml /shared/studies/quickstart
+#
+# CONFIG is a file here; STUDY is a folder that every machine of the cluster reaches at this path. Further arguments go to
+# `pitune run`. The cluster's machines have pitune installed (cluster/Dockerfile). The token that the cluster wants is
+# taken from RAY_AUTH_TOKEN, or from ~/.ray/auth_token.
+set -euo pipefail
+
+if (($# < 2)); then
+    echo "usage: launch/submit.sh CONFIG STUDY [more of pitune run, such as --set training.few.steps=30]" >&2
+    exit 2
+fi
+config=$1 study=$2
+shift 2
+if [[ ! -f $config ]]; then
+    echo "launch/submit.sh: $config: no such file; give a study's YAML, such as configs/quickstart.yaml" >&2
+    exit 2
+fi
+export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
+
+# Only the study's YAML travels: it is the whole working folder of the job.
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cp "$config" "$work/study.yaml"
+ray job submit --working-dir "$work" -- pitune run study.yaml --set "study=$study" --address auto "$@"

@@ -1,0 +1,130 @@
+"""The bank and both kinds against plain modules with explicit formulas, one expert after another."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from tinymodel import KINDS, PlainExpert, flat, open_encoder, plain_embedding, random_expert
+
+from pitune.backbones.text import TextBackbone
+from pitune.errors import PituneError
+from pitune.experts import Adapter, Bank, ExpertKind, Lora
+from pitune.experts.lora import A, B, truncate
+
+TEXTS = [["w1 w2 w3 w4 w5", "w7"], ["w9 w3", "w11 w12 w13"], ["w5 w5 w5", "w20 w21 w22 w23 w24 w25"]]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+def test_each_group_meets_its_own_expert(kind: ExpertKind, tiny: TextBackbone, tiny_folder: Path) -> None:
+    experts = [random_expert(kind, tiny, seed) for seed in range(3)]
+    inputs = tiny.collate(tiny.tokenize([text for group in TEXTS for text in group]))
+    with Bank(kind, experts).attached(tiny.model):
+        found = tiny(inputs).view(3, 2, -1)
+    for expert, texts, rows in zip(experts, TEXTS, found, strict=True):
+        model = open_encoder(tiny_folder).model
+        PlainExpert(kind, expert).put_on(model)
+        expected = torch.stack([plain_embedding(model, ids) for ids in tiny.tokenize(texts)])
+        torch.testing.assert_close(rows, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+def test_gradients_equal_those_of_plain_modules(kind: ExpertKind, tiny: TextBackbone, tiny_folder: Path) -> None:
+    experts = [random_expert(kind, tiny, seed) for seed in range(3)]
+    direction = torch.randn(32, generator=torch.Generator().manual_seed(1))
+    bank = Bank(kind, experts)
+    inputs = tiny.collate(tiny.tokenize([text for group in TEXTS for text in group]))
+    with bank.attached(tiny.model):
+        (tiny(inputs) @ direction).sum().backward()  # type: ignore[no-untyped-call]
+    for index, (expert, texts) in enumerate(zip(experts, TEXTS, strict=True)):
+        model, plain = open_encoder(tiny_folder).model, PlainExpert(kind, expert)
+        plain.put_on(model)
+        torch.stack([plain_embedding(model, ids) @ direction for ids in tiny.tokenize(texts)]).sum().backward()  # type: ignore[no-untyped-call]
+        for name, site in bank.named_sites():
+            for key, tensor in site.tensors().items():
+                assert tensor.grad is not None
+                torch.testing.assert_close(tensor.grad[index], plain.sites[name][key].grad, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+def test_the_start_changes_nothing_and_is_the_same_every_time(kind: ExpertKind, tiny: TextBackbone) -> None:
+    start = kind.start(tiny)
+    inputs = tiny.collate(tiny.tokenize(TEXTS[0]))
+    with Bank(kind, [start]).attached(tiny.model):
+        assert torch.equal(tiny(inputs), tiny(inputs))
+        inside = tiny(inputs)
+    assert torch.equal(inside, tiny(inputs))
+    assert torch.equal(flat(start), flat(kind.start(tiny)))
+    assert not torch.equal(flat(start), flat(kind.model_copy(update={"seed": 1}).start(tiny)))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+def test_some_experts_of_a_bank_act_alone(kind: ExpertKind, tiny: TextBackbone) -> None:
+    experts = [random_expert(kind, tiny, seed) for seed in range(3)]
+    inputs = tiny.collate(tiny.tokenize(TEXTS[0] + TEXTS[1]))
+    with Bank(kind, experts).attached(tiny.model, which=[2, 0]):
+        found = tiny(inputs)
+    with Bank(kind, [experts[2], experts[0]]).attached(tiny.model):
+        expected = tiny(inputs)
+    assert torch.equal(found, expected)
+
+
+def test_experts_sit_in_the_last_layers_only(tiny: TextBackbone) -> None:
+    sites = Lora(layers=2).sites(tiny)
+    assert {name.split(".")[2] for name in sites} == {"1", "2"}
+    assert {name.rsplit(".", 1)[1] for name in sites} == {"query", "value"}
+    assert len(Adapter().sites(tiny)) == 6
+    with pytest.raises(PituneError, match=r"^expert\.layers: found 4, the backbone has 3 layers"):
+        Lora(layers=4).sites(tiny)
+    with pytest.raises(PituneError, match=r"^expert\.targets: nothing .*; its layers have .*attention\.self\.query"):
+        Lora(targets=("no_such",)).sites(tiny)
+
+
+def test_a_bank_gives_its_experts_back_and_leaves_no_hook(tiny: TextBackbone) -> None:
+    kind = KINDS[0]
+    experts = [random_expert(kind, tiny, seed) for seed in range(3)]
+    bank = Bank(kind, experts)
+    whole = {name: tensor.detach() for name, tensor in bank.named_parameters()}
+    for index, expert in enumerate(experts):
+        assert torch.equal(flat(bank.expert(index)), flat(expert))
+        assert torch.equal(flat(bank.expert(index, whole)), flat(expert))
+    with pytest.raises(RuntimeError, match="inside"), bank.attached(tiny.model):
+        raise RuntimeError("inside")
+    assert not any(module._forward_hooks for module in tiny.model.modules())
+
+
+def test_loras_of_unlike_rank_share_a_bank(tiny: TextBackbone) -> None:
+    small, large = Lora(rank=2, alpha=2), Lora(rank=5, alpha=5)  # the same scaling
+    experts = [random_expert(kind, tiny, 1) for kind in (small, large)]
+    inputs = tiny.collate(tiny.tokenize(TEXTS[0]))
+    with Bank(small, experts).attached(tiny.model):
+        found = tiny(inputs.repeat(2)).view(2, 2, -1)
+    for kind, expert, rows in zip((small, large), experts, found, strict=True):
+        with Bank(kind, [expert]).attached(tiny.model):
+            torch.testing.assert_close(rows, tiny(inputs), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 5, 6])
+def test_truncation_is_the_best_there_is(rank: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    expert = {
+        site: {A: torch.randn(6, 20, generator=generator), B: torch.randn(12, 6, generator=generator)} for site in "st"
+    }
+    small, error = truncate(expert, rank)
+    lost = whole = 0.0
+    for site, held in expert.items():
+        u, s, v = torch.linalg.svd((held[B] @ held[A]).double())
+        best = (u[:, :rank] * s[:rank]) @ v[:rank]
+        assert small[site][A].shape == (rank, 20) and small[site][B].shape == (12, rank)
+        torch.testing.assert_close((small[site][B] @ small[site][A]).double(), best, atol=1e-4, rtol=1e-4)
+        lost += float(((held[B] @ held[A]).double() - best).square().sum())
+        whole += float((held[B] @ held[A]).double().square().sum())
+    assert error == pytest.approx((lost / whole) ** 0.5, abs=1e-6)
+    assert truncate({"s": {A: torch.zeros(2, 4), B: torch.zeros(3, 2)}}, 1)[1] == 0.0
+
+
+def test_every_layer_has_its_own_start(tiny: TextBackbone) -> None:
+    starts = [held[A] for held in Lora(rank=2).start(tiny).values()]
+    assert all(not torch.equal(one, other) for one, other in itertools.combinations(starts, 2))

@@ -1,0 +1,68 @@
+"""What the stages work with: opened once, the same rows everywhere, cheap to send to a worker."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from tinymodel import make_task
+
+from pitune.config import StudyConfig
+from pitune.materials import Materials, sample
+from pitune.store import Store
+from pitune.tasks.task import Slice
+
+
+@pytest.fixture
+def materials(tiny_folder: Path, tmp_path: Path) -> Materials:
+    config = StudyConfig.model_validate(
+        {
+            "study": str(tmp_path),
+            "backbone": {"uri": str(tiny_folder), "max_tokens": 24},
+            "tasks": ["movie", "nyt"],
+            "expert": {"kind": "lora", "layers": 2},
+            "sources": ["movie", "nyt"],
+            "targets": ["movie@2#0"],
+            "sweep": {"top_k": [1]},
+            "training": {"validation_examples": 20},
+            "embedding": {"examples": 7},
+        }
+    )
+    made = Materials(config, Store(tmp_path))
+    made._tasks = {"movie": make_task("movie", 2, 60)}
+    return made
+
+
+def test_a_full_slice_validates_on_a_fixed_part(materials: Materials) -> None:
+    full, few = materials.data(Slice.parse("movie@full#0")), materials.data(Slice.parse("movie@2#0"))
+    assert (len(full.train), len(full.validation)) == (60, 20)
+    assert full.validation == materials.data(Slice.parse("movie@full#3")).validation
+    assert (len(few.train), len(few.validation)) == (4, 4)
+
+
+def test_samples_are_the_names_and_keep_their_order() -> None:
+    examples = make_task("movie", 2, 60).splits["train"]
+    chosen = sample(examples, 20, "a")
+    assert chosen == sample(examples, 20, "a") != sample(examples, 20, "b")
+    assert [examples.index(example) for example in chosen] == sorted(examples.index(example) for example in chosen)
+    assert sample(examples, 60, "a") == examples
+
+
+def test_rows_skip_the_trunk_and_are_kept_until_forgotten(materials: Materials) -> None:
+    chosen = Slice.parse("movie@2#0")
+    rows = materials.rows(chosen, "train")
+    assert materials.first == rows.first == 1
+    assert materials.rows(chosen, "train") is rows
+    materials.forget_rows()
+    assert materials.rows(chosen, "train") is not rows
+    assert len(materials.embedded_rows(Slice.parse("movie@full#0"))) == 7
+
+
+def test_what_is_sent_to_a_worker_is_small(materials: Materials) -> None:
+    materials.rows(Slice.parse("movie@2#0"), "train")
+    sent = pickle.dumps(materials)
+    assert len(sent) < 20_000
+    again = pickle.loads(sent)
+    assert again.config == materials.config and again.store.root == materials.store.root
+    assert "backbone" not in vars(again)

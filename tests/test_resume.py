@@ -1,0 +1,68 @@
+"""kill -9 in each stage of a study; what goes on from there is what would have come of it anyway."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tinystudy import make_study
+
+from pitune.config import load_config
+from pitune.plan import METHODS
+from pitune.store import Store
+
+STAGES = ("experts", "embeddings", "nearest", "uniform", "interpolations", "predictions")
+
+
+def run(config: Path, study: Path, kill_in: str | None = None) -> str:
+    """Run the study; with ``kill_in``, kill -9 the driver when that stage begins. Return what it printed."""
+    command = [sys.executable, "-m", "pitune.cli", "run", str(config), "--set", f"study={study}"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    lines = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if kill_in and re.match(rf"{kill_in}: \d+ of \d+ there, starting", line):
+                time.sleep(1.0)
+                os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == (-signal.SIGKILL if kill_in else 0), "".join(lines)
+    return "".join(lines)
+
+
+@pytest.mark.slow
+@pytest.mark.kill
+def test_killed_in_each_stage_it_goes_on_to_identical_results(tmp_path: Path) -> None:
+    config = make_study(tmp_path)
+    run(config, tmp_path / "through")
+    for stage in STAGES:
+        run(config, tmp_path / "killed", kill_in=stage)
+        assert not list(Store(tmp_path / "killed").problems())
+    run(config, tmp_path / "killed")
+
+    through, killed = Store(tmp_path / "through"), Store(tmp_path / "killed")
+    assert through.artifacts().keys() == killed.artifacts().keys()
+    for target in load_config(config).targets:
+        for method in METHODS:
+            table = f"predictions/{target}/{method}.parquet"
+            assert through.table(table).equals(killed.table(table)), table
+        for artifact in (f"experts/{target}", f"interpolations/{target}", f"baselines/{target}/nearest"):
+            ours, theirs = (
+                load_file(tmp_path / name / artifact / "adapter_model.safetensors") for name in ("through", "killed")
+            )
+            assert all(ours[key].equal(theirs[key]) for key in ours), artifact
+    assert digest(tmp_path / "through/graph.parquet") == digest(tmp_path / "killed/graph.parquet")
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

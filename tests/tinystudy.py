@@ -1,0 +1,68 @@
+"""A whole study small enough for a test: a random two-layer BERT and three made-up tasks, on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+WORDS = [f"w{number}" for number in range(60)]
+LABELS = {"alpha": ("good", "bad"), "beta": ("good", "bad", "odd"), "gamma": ("yes", "no")}
+
+
+def make_model(folder: Path) -> Path:
+    """Write a random BERT with its tokenizer; the same weights every time."""
+    folder.mkdir(parents=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "good", "bad", "odd", "yes", "no"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def make_task(folder: Path, name: str, rows: int = 150) -> dict[str, Any]:
+    """Write a task in which each label has words of its own; return its table for the configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = LABELS[name]
+    generator = np.random.default_rng(len(name))
+    lines = []
+    for row in range(rows):
+        label = row % len(labels)
+        own = [WORDS[10 * label + int(i)] for i in generator.integers(0, 10, 4)]
+        other = [WORDS[int(i)] for i in generator.integers(30, 60, int(generator.integers(2, 9)))]
+        lines.append(json.dumps({"text": " ".join([*own, *other, f"w{row % 60}"]), "label": labels[label]}))
+    path = folder / f"{name}.jsonl"
+    path.write_text("\n".join(lines))
+    return {"train": str(path), "labels": {label: label for label in labels}}
+
+
+def make_study(folder: Path, **changes: Any) -> Path:
+    """Write a study of three sources and two targets; return the path of its configuration."""
+    settings: dict[str, Any] = {
+        "study": str(folder / "study"),
+        "backbone": {"uri": str(make_model(folder / "model")), "max_tokens": 16},
+        "tasks": {name: make_task(folder / "data", name) for name in LABELS},
+        "expert": {"kind": "lora", "rank": 2, "alpha": 2, "layers": 1},
+        "sources": list(LABELS),
+        "targets": ["alpha@2#0", "beta@2#1"],
+        "training": {
+            "full": {"steps": 6, "batch_size": 8, "learning_rate": 0.01},
+            "few": {"steps": 4, "batch_size": 4, "learning_rate": 0.01},
+            "validation_examples": 20,
+        },
+        "embedding": {"examples": 16},
+        "sweep": {"top_k": [1, 2], "temperature": [0.5], "validate_every": 2},
+    }
+    settings.update(changes)
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path

@@ -1,0 +1,129 @@
+"""Which experts train together, and what a gang's work commits."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+from tinymodel import WORDS, flat, make_task
+
+from pitune.config import StudyConfig, TrainingSettings
+from pitune.errors import PituneError
+from pitune.experts.checkpoint import to_files
+from pitune.materials import Materials
+from pitune.store import Store
+from pitune.tasks.task import Slice
+from pitune.training.loop import Alone
+from pitune.training.pack import ExpertJob, ExpertTraining, Pack, make_packs
+from pitune.training.recipe import Recipe
+
+
+def job(text: str, start: str | None = None) -> ExpertJob:
+    return ExpertJob((f"experts/{text}",), {"slice": text, "start": start}, Slice.parse(text), start)
+
+
+def packed(slices: dict[str, int], **settings: object) -> list[set[str]]:
+    jobs = [job(text) for text in slices]
+    packs = make_packs(jobs, TrainingSettings.model_validate(settings), list(slices.values()), "p")
+    assert [pack.name for pack in packs] == [f"p-{number:03d}" for number in range(len(packs))]
+    return [{str(one.slice) for one in pack.jobs} for pack in packs]
+
+
+def test_a_pack_has_one_recipe() -> None:
+    settings = {"full": {"steps": 100}, "shots": {4: {"steps": 7}}}
+    slices = {"a@full#0": 10, "a@16#0": 10, "a@4#0": 10, "b@full#0": 10, "b@16#0": 10, "b@4#0": 10, "b@8#0": 10}
+    found = packed(slices, **settings)
+    assert {frozenset(one) for one in found} == {
+        frozenset({"a@full#0", "b@full#0"}),
+        frozenset({"a@16#0", "b@16#0", "b@8#0"}),
+        frozenset({"a@4#0", "b@4#0"}),
+    }
+
+
+def test_a_pack_has_texts_of_like_length_and_a_bounded_size() -> None:
+    found = packed({"a@4#0": 10, "b@4#0": 15, "c@4#0": 16, "d@4#0": 24, "e@4#0": 60})
+    assert sorted(map(sorted, found)) == [["a@4#0", "b@4#0"], ["c@4#0", "d@4#0"], ["e@4#0"]]
+    sizes = [len(one) for one in packed({f"a@4#{seed}": 10 for seed in range(10)}, pack_size=4)]
+    assert sorted(sizes) == [2, 4, 4]
+
+
+def test_the_most_work_comes_first_and_the_order_of_the_jobs_does_not_matter() -> None:
+    slices = {"a@4#0": 10, "b@full#0": 50, "c@full#0": 10}
+    settings = {"full": {"steps": 100}, "few": {"steps": 10}}
+    assert packed(slices, **settings) == [{"b@full#0"}, {"c@full#0"}, {"a@4#0"}]
+    assert packed(dict(reversed(slices.items())), **settings) == packed(slices, **settings)
+
+
+@pytest.fixture
+def materials(tiny_folder: Path, tmp_path: Path) -> Materials:
+    values = {
+        "study": str(tmp_path / "study"),
+        "backbone": {"uri": str(tiny_folder), "max_tokens": 24},
+        "tasks": {name: {"train": "unused.csv", "labels": {"0": "w1", "1": "w2"}} for name in ("a", "b")},
+        "expert": {"kind": "lora", "rank": 2, "layers": 2},
+        "sources": ["a", "b"],
+        "targets": ["a@2#0"],
+        "sweep": {"top_k": [1]},
+        "training": {"few": {"steps": 3, "batch_size": 4, "learning_rate": 0.02}},
+    }
+    made = Materials(StudyConfig.model_validate(values), Store(tmp_path / "study"))
+    made._tasks = {name: make_task(name, 2, 40) for name in ("a", "b")}
+    return made
+
+
+FEW = Recipe(steps=3, batch_size=4, learning_rate=0.02)
+
+
+def test_a_pack_is_committed_expert_by_expert(materials: Materials) -> None:
+    ExpertTraining(materials).train(Pack("p", (job("a@4#0"), job("b@4#1")), FEW), Alone())
+    alone = Store(materials.store.root + "-alone")
+    other = Materials(materials.config, alone)
+    other._tasks = materials._tasks
+    ExpertTraining(other).train(Pack("q", (job("b@4#1"),), FEW), Alone())
+    manifest = materials.store.manifest("experts/b@4#1")
+    assert manifest is not None
+    assert {key: manifest[key] for key in ("slice", "start", "selection", "step", "pack")} == {
+        **{"slice": "b@4#1", "start": "common", "selection": "last", "step": 3, "pack": "p"}
+    }
+    torch.testing.assert_close(
+        flat(materials.expert("experts/b@4#1")), flat(other.expert("experts/b@4#1")), atol=1e-5, rtol=1e-3
+    )
+    curve = materials.store.table("experts/b@4#1", "curve.parquet").to_pylist()
+    assert [row["step"] for row in curve] == [1, 2, 3]
+    tensors = load(materials.store.read("experts/b@4#1", "adapter_model.safetensors"))
+    config = json.loads(materials.store.read("experts/b@4#1", "adapter_config.json"))
+    assert config["peft_type"] == "LORA" and len(tensors) == 8
+
+
+def test_an_expert_may_start_from_another(materials: Materials) -> None:
+    still = Recipe(steps=1, batch_size=4, learning_rate=1e-12)
+    ExpertTraining(materials).train(Pack("p", (job("a@4#0"),), FEW), Alone())
+    ExpertTraining(materials).train(Pack("q", (job("b@4#0", "experts/a@4#0"),), still), Alone())
+    torch.testing.assert_close(flat(materials.expert("experts/b@4#0")), flat(materials.expert("experts/a@4#0")))
+
+
+def test_an_expert_that_is_not_a_number_is_told_and_the_others_committed(materials: Materials) -> None:
+    sick = {site: {key: tensor.clone() for key, tensor in held.items()} for site, held in materials.start.items()}
+    next(iter(sick.values()))["lora_B.weight"][:] = math.inf
+    bad = job("bad@4#0")
+    materials.store.commit(
+        "experts/bad@4#0", to_files(materials.config.expert, sick, "tiny"), bad.mark, inputs=bad.inputs
+    )
+    pack = Pack("p", (job("a@4#0"), job("b@4#0", "experts/bad@4#0")), FEW)
+    with pytest.raises(
+        PituneError, match=r"^expert b@4#0: the loss is nan at step 1; lower training\.\*\.learning_rate$"
+    ):
+        ExpertTraining(materials).train(pack, Alone())
+    assert materials.store.manifest("experts/a@4#0") is not None
+    assert materials.store.manifest("experts/b@4#0") is None
+
+
+def test_words_are_whole_tokens() -> None:
+    """The tiny tokenizer knows every word of the tiny tasks."""
+    assert {word for split in make_task("a", 5, 60).splits.values() for e in split for word in e.text.split()} <= {
+        *WORDS
+    }
