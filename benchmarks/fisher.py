@@ -17,7 +17,7 @@ BATCH = 32
 
 
 def loop(kind: Lora, expert: Expert, examples: Rows, batch: int, square: bool) -> torch.Tensor:
-    """Pass over the rows in batches with one shared expert; square and sum each batch's gradients, or only take them."""
+    """Pass over the rows in batches with one shared expert; square and sum the gradients, or only take them."""
     encoder = examples.backbone
     bank = Bank(kind, [expert]).to(encoder.device)
     total = torch.zeros(sum(parameter.numel() for parameter in bank.parameters()), device=encoder.device)

@@ -81,9 +81,8 @@ def main() -> None:
             together, alone = packs(encoder, kind, batch)
             found = side_by_side({"pack": together, "alone": alone, "peft": peft(encoder, kind, batch)}, repeats=3)
             ratios = ", ".join(f"{name} {found[name] / found['pack']:.2f}x" for name in ("alone", "peft"))
-            print(
-                f"LoRA in {where}, {batch} rows per expert: pack {found['pack'] / STEPS * 1000:.0f} ms a step; against {ratios}"
-            )
+            step = found["pack"] / STEPS * 1000
+            print(f"LoRA in {where}, {batch} rows per expert: pack {step:.0f} ms a step; against {ratios}", flush=True)
 
 
 if __name__ == "__main__":

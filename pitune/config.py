@@ -17,7 +17,7 @@ from pitune.backbones.text import Precision, TextBackboneSettings
 from pitune.embedding.fisher import Labels
 from pitune.embedding.similarity import Similarity
 from pitune.errors import PituneError
-from pitune.experts import Adapter, Lora
+from pitune.experts import AnyKind, Lora
 from pitune.interpolation.tune import InterpolationSettings, Own
 from pitune.tasks.catalogue import KNOWN
 from pitune.tasks.tables import TableSource
@@ -97,7 +97,7 @@ class StudyConfig(_Settings):
     tasks: dict[str, TableSource | None] = Field(
         min_length=1, description="names from the catalogue, or tables of your own"
     )
-    expert: Annotated[Lora | Adapter, Field(discriminator="kind")] = Lora()
+    expert: Annotated[AnyKind, Field(discriminator="kind")] = Lora()
     sources: tuple[str, ...] = Field(min_length=1, description="slices whose experts may help others")
     targets: tuple[str, ...] = Field(min_length=1, description="few-shot slices to be helped")
     training: TrainingSettings = TrainingSettings()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pitune.config import StudyConfig
 from pitune.embedding.embed import embed, read_embedding
@@ -150,7 +150,7 @@ class Study:
         }
         self._fan_out("predictions", predict, jobs, progress)
 
-    def _fan_out(self, stage: str, function: Callable[..., None], jobs: dict[str, object], progress: Progress) -> None:
+    def _fan_out(self, stage: str, function: Callable[..., None], jobs: Mapping[str, Any], progress: Progress) -> None:
         if jobs:
             errors = fan_out(function, self.materials, jobs, self.config.runtime, progress.update)
             _raise(stage, errors, len(jobs), "jobs")
@@ -165,8 +165,12 @@ class Study:
     def _write_slices(self) -> None:
         """Write down which examples each slice drew."""
         for name, chosen in self.plan.slices().items():
-            inputs = {"makes": "slice", "slice": name, "task": self.materials.task(chosen.task).fingerprint}
-            inputs["validation_examples"] = self.config.training.validation_examples if chosen.shots is None else None
+            inputs = {
+                "makes": "slice",
+                "slice": name,
+                "task": self.materials.task(chosen.task).fingerprint,
+                "validation_examples": self.config.training.validation_examples if chosen.shots is None else None,
+            }
             artifact = f"slices/{name}.parquet"
             if not self.store.is_current(artifact, fingerprint(inputs)):
                 task, data = self.materials.task(chosen.task), self.materials.data(chosen)

@@ -33,6 +33,7 @@ class Adapter(ExpertKind):
     width: int = Field(32, ge=1, description="of the bottleneck")
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     targets: tuple[str, ...] = Field(BLOCK_ENDS, min_length=1, description="ends of the modules' paths")
+    peft_type: ClassVar[str] = "BOTTLENECK"
     parameter_names: ClassVar[tuple[str, ...]] = (DOWN, DOWN_BIAS, UP, UP_BIAS)
 
     def is_site(self, name: str) -> bool:
@@ -69,7 +70,7 @@ class Adapter(ExpertKind):
     def peft_config(self, expert: Expert) -> dict[str, Any]:
         """Return the adapter's fields in the manner of PEFT's configuration."""
         return {
-            "peft_type": "BOTTLENECK",
+            "peft_type": self.peft_type,
             "bottleneck_width": self.width,
             "activation": self.activation,
             "target_modules": sorted(expert),

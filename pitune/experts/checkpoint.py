@@ -14,14 +14,12 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 
 from pitune.errors import PituneError
-from pitune.experts.adapter import Adapter
-from pitune.experts.bank import Bank, attach
-from pitune.experts.kind import Expert, ExpertKind
-from pitune.experts.lora import Lora
+from pitune.experts import KINDS, Bank, Expert, ExpertKind
+from pitune.experts.bank import attach
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # what PEFT puts before a module's path
-PEFT_TYPES: dict[str, type[ExpertKind]] = {"LORA": Lora, "BOTTLENECK": Adapter}
+PEFT_TYPES = {kind.peft_type: kind for kind in KINDS}
 
 
 def to_files(kind: ExpertKind, expert: Expert, backbone: str) -> dict[str, bytes]:

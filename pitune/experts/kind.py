@@ -22,7 +22,7 @@ Expert = dict[str, dict[str, Tensor]]
 class ExpertKind(BaseModel, ABC):
     """The settings of one expert kind, and all that differs between kinds.
 
-    To add a kind: subclass this in a file of its own and name it in ``pitune.experts.KINDS``.
+    To add a kind: subclass this in a file of its own and name it in ``pitune.experts.AnyKind``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +30,7 @@ class ExpertKind(BaseModel, ABC):
     kind: str
     layers: int | None = Field(None, ge=1, description="only the last so many layers have experts; null: all")
     seed: int = Field(0, ge=0, description="all experts of a study start from the values that this seed draws")
+    peft_type: ClassVar[str]
     parameter_names: ClassVar[tuple[str, ...]]
 
     def first_layer(self, depth: int) -> int:

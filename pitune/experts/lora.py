@@ -33,6 +33,7 @@ class Lora(ExpertKind):
     targets: tuple[str, ...] = Field(
         ("query", "value"), min_length=1, description="ends of the modules' paths, in BERT's words"
     )
+    peft_type: ClassVar[str] = "LORA"
     parameter_names: ClassVar[tuple[str, ...]] = (A, B)
 
     def is_site(self, name: str) -> bool:
@@ -68,7 +69,7 @@ class Lora(ExpertKind):
         """Return PEFT's LoraConfig fields; a merged expert's larger rank keeps the scaling alpha / rank."""
         rank = len(next(iter(expert.values()))[A])
         return {
-            "peft_type": "LORA",
+            "peft_type": self.peft_type,
             "r": rank,
             "lora_alpha": self.alpha * rank / self.rank,
             "target_modules": sorted(expert),

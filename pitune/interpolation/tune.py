@@ -17,7 +17,6 @@ from pitune.interpolation.mixture import Granularity, Mixture
 from pitune.training.examples import Rows
 from pitune.training.recipe import Recipe
 
-
 Start = Literal["similarity", "uniform"]
 Own = Literal["trained", "fresh"]
 """The target's own expert in the mixture: its few-shot expert (as in the paper), or one at the common start."""
@@ -59,9 +58,9 @@ class Tuned:
 def starting_logits(similarities: Sequence[float], temperature: float, start: Start, own: Own) -> Tensor:
     """Return alpha at the start, (k + 1,): similarity / temperature, or all zero.
 
-    The own expert comes last. Trained beforehand, it is as similar to the target as can be: 1. Fresh, it knows nothing of
-    it: 0. A trained one has fitted the very shots that the weights are learned on, which then have little left to say;
-    a fresh one leaves the neighbours a reason to move. Which is better differs from target to target.
+    The own expert comes last. Trained beforehand, it is as similar to the target as can be: 1. Fresh, it knows nothing
+    of it: 0. A trained one has fitted the very shots that the weights are learned on, which then have little left to
+    say; a fresh one leaves the neighbours a reason to move. Which is better differs from target to target.
     """
     if start == "uniform":
         return torch.zeros(len(similarities) + 1)

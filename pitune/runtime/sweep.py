@@ -8,7 +8,6 @@ before: the outcome does not depend on timing or on interruptions.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -62,8 +61,10 @@ class Point:
 def points(target: Target, sweep: SweepSettings) -> list[Point]:
     """Return every trial of a target, in the order in which they run."""
     return [
-        Point(target, *tried)
-        for tried in itertools.product(*map(dict.fromkeys, (sweep.top_k, sweep.temperature, sweep.own)))
+        Point(target, k, temperature, own)
+        for k in dict.fromkeys(sweep.top_k)
+        for temperature in dict.fromkeys(sweep.temperature)
+        for own in dict.fromkeys(sweep.own)
     ]
 
 
@@ -71,7 +72,7 @@ class PerTarget(TrialScheduler):
     """One ASHA for each target, and at most one trial of a target at a time: its decisions do not depend on timing."""
 
     def __init__(self, training: TrainingSettings, sweep: SweepSettings) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._training, self._sweep = training, sweep
         self._schedulers: dict[str, ASHAScheduler] = {}
 
@@ -146,7 +147,7 @@ def search(
     sweep = materials.config.sweep
     trials = [point for target in targets for point in points(target, sweep)]
     shared = ray.put(materials)
-    resources = {"cpu": settings.cpus_per_worker, "gpu": settings.gpus_per_worker}
+    resources: dict[str, float] = {"cpu": settings.cpus_per_worker, "gpu": settings.gpus_per_worker}
 
     def run(config: dict[str, Any]) -> None:
         torch.set_num_threads(settings.cpus_per_worker)
@@ -171,7 +172,11 @@ def search(
         ),
     )
     results = tuner.fit()
-    errors = {str(r.config["point"].target.slice): one_line(r.error) for r in results if r.error and r.config}
+    errors = {
+        str(r.config["point"].target.slice): one_line(r.error)
+        for r in map(results.__getitem__, range(len(results)))
+        if r.error and r.config
+    }
     failed: dict[str, str] = {}
     for target in targets:
         try:
@@ -274,7 +279,7 @@ class _Progress(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Tell."""
-        ended = sum(trial.is_finished() for trial in trials)
+        ended = sum(trial.status in (Trial.TERMINATED, Trial.ERROR) for trial in trials)
         running = [_target(trial) for trial in trials if trial.status == Trial.RUNNING]
         self._tell(ended, self._trials, running)
 
