@@ -54,6 +54,15 @@ class Plan:
         slices += [self.ceiling(target) for target in self.config.target_slices]
         return {str(chosen): chosen for chosen in slices}
 
+    def draw(self) -> None:
+        """Draw every slice.
+
+        Raises:
+            PituneError: a slice asks for more examples than a class has.
+        """
+        for chosen in self.slices().values():
+            self.materials.data(chosen)
+
     def ceiling(self, target: Slice) -> Slice:
         """Return the full slice of a target's task: the source of the same seed, else any source, else seed 0."""
         full = [source for source in self.config.source_slices if source.task == target.task and source.shots is None]
@@ -204,7 +213,12 @@ class Plan:
     # --- what is there -----------------------------------------------------------------------------------------
 
     def items(self) -> list[Item]:
-        """Return every artifact with its state, in the order of the stages."""
+        """Return every artifact with its state, in the order of the stages.
+
+        Raises:
+            PituneError: a task cannot be read, or a slice not be drawn.
+        """
+        self.draw()
         trials = math.prod(
             len(set(tried)) for tried in (self.config.sweep.top_k, self.config.sweep.temperature, self.config.sweep.own)
         )

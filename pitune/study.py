@@ -73,9 +73,8 @@ class Study:
             write_report(self.store)
 
     def _open(self) -> None:
-        """Open the backbone and draw every slice: what is wrong with one is told before anything is written."""
-        for chosen in self.plan.slices().values():
-            self.materials.data(chosen)
+        """Draw every slice and open the backbone: what is wrong with one is told before anything is written."""
+        self.plan.draw()
         _ = self.materials.start
 
     def _stages(self, progress: Progress) -> None:

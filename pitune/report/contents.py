@@ -21,6 +21,8 @@ from pitune.store import Store
 
 OWN = "own expert"
 """How a target's own expert is called among the members of its interpolation."""
+TRAINED = "trained"
+"""The own expert that a trial began with where its table does not say."""
 WHOLE = "all layers"
 """The layer of an injection site that names none (global weights)."""
 
@@ -217,6 +219,7 @@ class Trial:
     name: str
     top_k: int
     temperature: float
+    own: str
     validation: float
     accuracy: float
     seconds: float
@@ -244,6 +247,7 @@ def _trial(group: Group, seed: int, row: dict[str, Any]) -> Trial:
         str(row["trial"]),
         int(row["top_k"]),
         temperature=_number(row.get("temperature")),
+        own=str(row.get("own") or TRAINED),
         validation=_number(row.get("validation")),
         accuracy=_number(row.get("accuracy")),
         seconds=_number(row.get("seconds")),

@@ -6,6 +6,7 @@ readable.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 
@@ -18,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from pitune.report.contents import (
     OWN,
+    TRAINED,
     Curve,
     Group,
     Trial,
@@ -53,6 +55,8 @@ LETTER = 0.0085
 """About the width of a letter in a bar of length 1."""
 GRID = 8
 """So many temperatures are drawn as a grid; more, on a scale."""
+SHAPES = {TRAINED: ("o", 6.5), "fresh": ("D", 5.2)}
+"""The mark and its size of a trial that began with such an own expert."""
 
 
 @styled()
@@ -168,7 +172,10 @@ def _members_legend(drawn: Figure, found: Weights, colours: dict[str, str]) -> N
 
 @styled()
 def sweeps(trials: list[Trial]) -> str:
-    """Draw each target's trials, temperature across and top-k up; deep is a low loss, a ring is the chosen."""
+    """Draw each target's trials, temperature across and top-k up; deep is a low loss, a ring is the chosen.
+
+    Trials that differ in their own expert alone lie above each other, each kind with a mark of its own.
+    """
     groups: dict[Group, list[Trial]] = defaultdict(list)
     for trial in trials:
         if math.isfinite(trial.validation) and math.isfinite(trial.temperature):
@@ -177,13 +184,17 @@ def sweeps(trials: list[Trial]) -> str:
         return ""
     values = sorted({trial.temperature for some in groups.values() for trial in some})
     ks = sorted({trial.top_k for some in groups.values() for trial in some})
+    owns = sorted({trial.own for some in groups.values() for trial in some})
+    gap = min((b - a for a, b in itertools.pairwise(ks)), default=1)
+    lift = {own: gap * 0.4 * (number / len(owns) - 0.5 + 0.5 / len(owns)) for number, own in enumerate(owns)}
     grid = len(values) <= GRID
-    drawn, rows = panels(len(groups), COLUMNS, WIDTH, 0.75 + 0.3 * max(2, min(len(ks), 6)), sharex=True, sharey=True)
+    height = 0.75 + (0.3 if len(owns) == 1 else 0.45) * max(2, min(len(ks), 6))
+    drawn, rows = panels(len(groups), COLUMNS, WIDTH, height, sharex=True, sharey=True)
     for axes, group in zip(rows, sorted(groups, key=group_order), strict=True):
-        _sweep(axes, groups[group], {value: place if grid else value for place, value in enumerate(values)}, grid)
+        _sweep(axes, groups[group], {value: place if grid else value for place, value in enumerate(values)}, lift, grid)
         finish(axes, short_group(group))
         axes.set_yticks(ks)
-        axes.set_ylim(ks[0] - 0.6, ks[-1] + 0.6)
+        axes.set_ylim(ks[0] - 0.6 * gap, ks[-1] + 0.6 * gap)
         if grid:
             axes.set_xticks(range(len(values)), [f"{value:.3g}" for value in values])
             axes.set_xlim(-0.6, len(values) - 0.4)
@@ -196,15 +207,26 @@ def sweeps(trials: list[Trial]) -> str:
     ring = Line2D(
         [], [], marker="o", linestyle="", markerfacecolor="none", markeredgecolor=INK, markersize=10, label="chosen"
     )
-    early = Line2D([], [], marker="s", linestyle="", color=ACCENT, alpha=0.5, markersize=5, label="stopped early")
+    early = Line2D([], [], marker="o", linestyle="", color=ACCENT, markersize=3.5, markeredgewidth=0)
+    early.set_label("stopped early")
+    kinds = [] if owns == [TRAINED] else [_own(own) for own in reversed(owns)]
     dots = [
         _dot(label, ACCENT, alpha=depth) for label, depth in (("lowest loss", 1.0), ("middle", 0.5), ("highest", 0.15))
     ]
-    _legend(drawn, [*dots, early, ring])
-    return svg(drawn, "Trials of the sweep of every target: validation loss by temperature and top-k")
+    _legend(drawn, [*dots, early, ring, *kinds])
+    return svg(drawn, "Trials of the sweep of every target: validation loss by temperature, top-k and own expert")
 
 
-def _sweep(axes: Axes, trials: list[Trial], place: dict[float, float], grid: bool) -> None:
+def _own(own: str) -> Line2D:
+    """Return the legend's mark for an own expert."""
+    marker, size = SHAPES.get(own, ("^", 6))
+    label = f"own expert {_legible(own)}"
+    return Line2D(
+        [], [], marker=marker, linestyle="", markersize=size, markerfacecolor=PAPER, markeredgecolor=ACCENT, label=label
+    )
+
+
+def _sweep(axes: Axes, trials: list[Trial], place: dict[float, float], lift: dict[str, float], grid: bool) -> None:
     """Draw the trials of one panel, coloured within each seed, seeds side by side."""
     seeds = sorted({trial.seed for trial in trials})
     for number, seed in enumerate(seeds):
@@ -213,8 +235,9 @@ def _sweep(axes: Axes, trials: list[Trial], place: dict[float, float], grid: boo
         shift = min(0.24, 0.7 / len(seeds)) * (number - (len(seeds) - 1) / 2)
         for trial in sorted(some, key=lambda one: one.chosen):
             depth = 0.15 + 0.85 * (high - trial.validation) / (high - low) if high > low else 1.0
-            x, y = place[trial.temperature] + shift * grid, trial.top_k + shift * (not grid)
-            marker, size = ("o", 6.5) if trial.finished else ("s", 4.5)
+            x, y = place[trial.temperature] + shift * grid, trial.top_k + lift[trial.own] + shift * (not grid)
+            marker, size = SHAPES.get(trial.own, ("^", 6))
+            size *= 1 if trial.finished else 0.55
             axes.plot([x], [y], marker, color=ACCENT, alpha=depth, markersize=size, markeredgewidth=0)
             if trial.chosen:
                 axes.plot(

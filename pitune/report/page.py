@@ -18,7 +18,7 @@ from pitune.report.tables import NAMES, Overall, Score, Target
 from pitune.store import Store, fingerprint
 
 PAGE = "report.html"
-VERSION = 1
+VERSION = 2
 """Part of the page's fingerprint: raise it when the page changes."""
 MOST_SEEDS = 12
 """So many seeds are listed in a cell's hover text."""
@@ -48,6 +48,8 @@ def build_page(store: Store) -> str:
     targets = tables.read_targets(store)
     total = tables.overall(targets)
     edges = contents.read_edges(store, manifests)
+    trials = contents.read_trials(store, manifests)
+    chosen = [trial for trial in trials if trial.chosen]
     settings = contents.settings_text(store)
     return (
         _environment()
@@ -59,9 +61,11 @@ def build_page(store: Store) -> str:
             shortfalls=words.shortfalls(total, targets) if targets else [],
             tiles=_tiles(total),
             results=_results(targets, total),
-            drawings=_drawings(store, manifests, targets, edges),
+            drawings=_drawings(store, manifests, targets, edges, trials),
             neighbours=words.neighbours(edges),
-            trials=_trials(store, manifests),
+            trials=chosen,
+            owns={trial.own for trial in trials},
+            own_choice=words.own_choice(trials),
             stages=_stages(manifests),
             facts=_facts(manifests),
             settings=settings,
@@ -218,7 +222,11 @@ def _tiles(total: Overall) -> list[tuple[str, str, str]]:
 
 
 def _drawings(
-    store: Store, manifests: Manifests, targets: list[Target], edges: list[contents.Edge]
+    store: Store,
+    manifests: Manifests,
+    targets: list[Target],
+    edges: list[contents.Edge],
+    trials: list[contents.Trial],
 ) -> dict[str, Markup]:
     """Return every figure by name; empty where there is nothing to draw. What matplotlib writes is escaped."""
     found = contents.read_weights(store, manifests)
@@ -237,17 +245,12 @@ def _drawings(
         ),
         "weights": figures.weights(found, tasks),
         "layers": figures.layer_weights(found, tasks),
-        "sweeps": figures.sweeps(contents.read_trials(store, manifests)),
+        "sweeps": figures.sweeps(trials),
         "losses": figures.curves(experts, "loss", "Training loss of every expert"),
         "validations": figures.curves(experts, "validation", "Validation loss of every expert during training"),
         "tuning": figures.curves(merged, "loss", "Training loss of every interpolation"),
     }
     return {name: Markup(text) for name, text in drawn.items()}
-
-
-def _trials(store: Store, manifests: Manifests) -> list[contents.Trial]:
-    """Return the chosen trials, one a swept target slice."""
-    return [trial for trial in contents.read_trials(store, manifests) if trial.chosen]
 
 
 def _stages(manifests: Manifests) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
-from pitune.report.contents import Edge, graph_columns, group_name, task_similarity
+from pitune.report.contents import Edge, Trial, graph_columns, group_name, task_similarity
 from pitune.report.tables import NAMES, SAME_SHOTS, Overall, Score, Target, percent, points, share
 
 LEVEL = 0.0005
@@ -100,6 +101,16 @@ def helpers(edges: list[Edge]) -> list[str]:
     far = min(pairs, key=lambda pair: pairs[pair])
     text = f"The tasks nearest to each other, by the Fisher information of their experts, are {'; '.join(names)}"
     return [text + (f"; the farthest apart are {far[0]} and {far[1]} ({pairs[far]:.2f})." if len(pairs) > 1 else ".")]
+
+
+def own_choice(trials: list[Trial]) -> str:
+    """Return a sentence on which own expert was chosen how often; empty where there was no choice."""
+    tried = sorted({trial.own for trial in trials}, reverse=True)
+    chosen = Counter(trial.own for trial in trials if trial.chosen)
+    if len(tried) < 2 or not chosen:
+        return ""
+    counts = listed([f"{own} in {chosen[own]}" for own in tried])
+    return f"Of {plural(chosen.total(), 'choice')}, one a target and seed, the own expert is {counts}."
 
 
 def neighbours(edges: list[Edge], most: int = 3) -> list[tuple[str, list[tuple[str, float]]]]:

@@ -242,6 +242,7 @@ def _arrow_records(
     """Turn a function that reads an Arrow table into one that gives its records as text."""
 
     def records(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+        """Yield each record's columns as text."""
         try:
             table = read(file, columns)
             for column in columns:

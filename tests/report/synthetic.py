@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,13 +24,13 @@ rank: 8
 tasks: [{tasks}]
 shots: [{shots}]
 seeds: [{seeds}]
-sweep: {{trials: 8, top_k: [1, 2, 3, 4], temperature: [0.05, 1.0]}}
+sweep: {{top_k: [3, 5], temperature: [0.3, 1.0], own: [trained, fresh]}}
 """
 
 
 @dataclass
 class Study:
-    """What to make up; ``families`` leaves stages out, ``methods`` leaves methods out."""
+    """What to make up; ``families`` leaves stages out, ``methods`` methods, an empty ``own`` that column of sweeps."""
 
     tasks: Sequence[str] = SIX
     shots: Sequence[int] = (4, 16)
@@ -37,6 +38,7 @@ class Study:
     families: Sequence[str] = FAMILIES
     methods: Sequence[str] = METHODS
     layers: int = 6
+    own: Sequence[str] = ("trained", "fresh")
     name: str = "six_texts"
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -94,12 +96,14 @@ class Study:
         for place, (task, shots, seed) in enumerate(self.targets()):
             rng = np.random.default_rng(place)
             rows: list[dict[str, Any]] = []
-            for trial in range(8):
-                top_k, temperature = 1 + trial // 2, (0.05, 0.5)[trial % 2]
+            tried = itertools.product((3, 5), (0.3, 1.0), self.own or ("",))
+            for trial, (top_k, temperature, own) in enumerate(tried):
+                name = f"k{top_k}-t{temperature:g}" + (f"-{own}" if own else "")
                 stopped = trial % 3 == 2
                 for step in (20, 40) if stopped else (20, 40, 60):
                     accuracy = 0.7 + 0.03 * top_k - 0.08 * abs(math.log10(temperature) + 0.6) + step / 1000
-                    row = {"trial": f"t{trial}", "top_k": top_k, "temperature": temperature, "step": step}
+                    row = {"trial": name, "top_k": top_k, "temperature": temperature, "step": step}
+                    row |= {"own": own} if own else {}
                     state = "stopped" if stopped else "finished"
                     loss = 1.4 - accuracy + 0.02 * rng.normal()
                     rows.append({**row, "validation": loss, "accuracy": accuracy, "seconds": step / 10, "state": state})
@@ -126,7 +130,7 @@ class Study:
                         {"site": site, "member": member, "start": start, "weight": value} for member, value in pairs
                     ]
             files = {**adapter(), "weights.parquet": table_bytes(rows), "curve.parquet": curve(60, place)}
-            commit(store, f"interpolations/{own}", files, seconds=6.5, top_k=len(members) - 1, temperature=0.2)
+            commit(store, f"interpolations/{own}", files, seconds=6.5, top_k=len(members) - 1, temperature=0.3, own="trained")
 
     def _predictions(self, store: Store) -> None:
         table = table_bytes([{"key": "a", "label": "yes", "prediction": "no", "score": 0.5}])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,8 +12,8 @@ import pytest
 from synthetic import FAMILIES, SIX, Study, tiny
 
 from pitune.errors import PituneError
-from pitune.report import build_page, write_report
-from pitune.report.contents import OWN, mean_weights, read_edges, read_weights, similarity, split_slice
+from pitune.report import build_page, figures, write_report
+from pitune.report.contents import OWN, Trial, mean_weights, read_edges, read_trials, read_weights, similarity, split_slice
 from pitune.report.tables import overall, read_targets
 from pitune.store import Store
 
@@ -36,6 +38,12 @@ class Reader(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+
+def marks(trials: list[Trial]) -> list[tuple[str, str]]:
+    """Return where the one panel of these trials has its marks, rings and legend left out."""
+    found = re.findall(r'<use [^>]*x="([-\d.]+)" y="([-\d.]+)"([^>]*)', figures.sweeps(trials).split("temperature</")[0])
+    return [(x, y) for x, y, rest in found if "accent" in rest]
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +154,41 @@ def test_a_sweep_that_still_runs_does_no_harm(tmp_path: Path) -> None:
     store = tiny().write(Store(tmp_path))
     store.commit("sweeps/trials/movie@16#0/k3-t0.2.json", {"": b"[]"}, "0")
     Reader(build_page(store))
+
+
+def test_trials_that_differ_in_their_own_expert_alone_do_not_hide_each_other(tmp_path: Path) -> None:
+    trials = read_trials(store := tiny(seeds=(0,)).write(Store(tmp_path)), store.artifacts())
+    one = [trial for trial in trials if trial.group == ("movie", "16")]
+    assert {(trial.top_k, trial.temperature, trial.own) for trial in one} == set(
+        itertools.product((3, 5), (0.3, 1.0), ("trained", "fresh"))
+    )
+    places = marks(one)
+    assert len(places) == len(set(places)) == 8
+    assert len({x for x, _ in places}) == 2
+    page = build_page(store)
+    assert "own expert fresh" in page
+    assert "diamonds" in page
+    chosen = [trial.own for trial in trials if trial.chosen]
+    for own in ("trained", "fresh"):
+        assert page.count(f"<td>{own}</td>") == chosen.count(own)
+        assert f"{own} in {chosen.count(own)}" in page
+
+
+def test_many_temperatures_do_not_hide_own_experts_either(tmp_path: Path) -> None:
+    trials = read_trials(store := tiny().write(Store(tmp_path)), store.artifacts())
+    one = [trial for trial in trials if trial.group == ("movie", "16")]
+    spread = [replace(trial, temperature=trial.temperature * 1.1**power) for trial in one for power in range(9)]
+    places = marks(spread)
+    assert len(places) == len(set(places)) == 2 * 8 * 9
+
+
+def test_sweeps_without_the_column_began_with_the_trained_expert(tmp_path: Path) -> None:
+    store = tiny(own=()).write(Store(tmp_path))
+    assert {trial.own for trial in read_trials(store, store.artifacts())} == {"trained"}
+    page = build_page(store)
+    Reader(page)
+    assert "diamonds" not in page
+    assert "own expert trained" not in page
 
 
 def test_similarities_are_means_over_seeds(store: Store) -> None:
