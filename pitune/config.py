@@ -59,11 +59,13 @@ class EmbeddingSettings(_Settings):
 
 
 class SweepSettings(_Settings):
-    """What Ray Tune searches for each target: every pair of the two lists, with ASHA."""
+    """What Ray Tune searches for each target: every combination of the three lists, with ASHA."""
 
     top_k: tuple[Annotated[int, Field(ge=1)], ...] = Field((3,), min_length=1)
     temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.2,), min_length=1)
-    own: tuple[Own, ...] = Field(("trained", "fresh"), min_length=1)
+    own: tuple[Own, ...] = Field(
+        ("trained", "fresh"), min_length=1, description="the own expert: trained on the shots, or at the common start"
+    )
     validate_every: int = Field(20, ge=1, description="steps between the scores that ASHA sees")
     reduction_factor: int = Field(2, ge=2, description="ASHA goes on with the best one in so many")
 

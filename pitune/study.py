@@ -129,7 +129,7 @@ class Study:
         self._fan_out("uniform", average, jobs, progress)
 
     def _interpolate(self, progress: Progress) -> None:
-        """Search top-k and temperature for each target, with Ray Tune."""
+        """Search top-k, temperature and the own expert's start for each target, with Ray Tune."""
         targets = self._begin("interpolations", self.plan.targets(), progress)
         if not targets:
             return

@@ -186,12 +186,14 @@ def sweeps(trials: list[Trial]) -> str:
     ks = sorted({trial.top_k for some in groups.values() for trial in some})
     owns = sorted({trial.own for some in groups.values() for trial in some})
     gap = min((b - a for a, b in itertools.pairwise(ks)), default=1)
-    lift = {own: gap * 0.4 * (number / len(owns) - 0.5 + 0.5 / len(owns)) for number, own in enumerate(owns)}
+    lane = 0.7 * gap / len(owns)
+    lift = {own: lane * (number - (len(owns) - 1) / 2) for number, own in enumerate(owns)}
     grid = len(values) <= GRID
     height = 0.75 + (0.3 if len(owns) == 1 else 0.45) * max(2, min(len(ks), 6))
     drawn, rows = panels(len(groups), COLUMNS, WIDTH, height, sharex=True, sharey=True)
     for axes, group in zip(rows, sorted(groups, key=group_order), strict=True):
-        _sweep(axes, groups[group], {value: place if grid else value for place, value in enumerate(values)}, lift, grid)
+        across = {value: place if grid else value for place, value in enumerate(values)}
+        _sweep(axes, groups[group], across, lift, None if grid else lane)
         finish(axes, short_group(group))
         axes.set_yticks(ks)
         axes.set_ylim(ks[0] - 0.6 * gap, ks[-1] + 0.6 * gap)
@@ -207,11 +209,11 @@ def sweeps(trials: list[Trial]) -> str:
     ring = Line2D(
         [], [], marker="o", linestyle="", markerfacecolor="none", markeredgecolor=INK, markersize=10, label="chosen"
     )
-    early = Line2D([], [], marker="o", linestyle="", color=ACCENT, markersize=3.5, markeredgewidth=0)
+    early = Line2D([], [], marker="o", linestyle="", color=ACCENT, markersize=3.9, markeredgewidth=0)
     early.set_label("stopped early")
     kinds = [] if owns == [TRAINED] else [_own(own) for own in reversed(owns)]
     dots = [
-        _dot(label, ACCENT, alpha=depth) for label, depth in (("lowest loss", 1.0), ("middle", 0.5), ("highest", 0.15))
+        _dot(label, ACCENT, alpha=depth) for label, depth in (("lowest loss", 1.0), ("middle", 0.6), ("highest", 0.25))
     ]
     _legend(drawn, [*dots, early, ring, *kinds])
     return svg(drawn, "Trials of the sweep of every target: validation loss by temperature, top-k and own expert")
@@ -220,24 +222,30 @@ def sweeps(trials: list[Trial]) -> str:
 def _own(own: str) -> Line2D:
     """Return the legend's mark for an own expert."""
     marker, size = SHAPES.get(own, ("^", 6))
-    label = f"own expert {_legible(own)}"
+    label = f"own: {_legible(own)}"
     return Line2D(
         [], [], marker=marker, linestyle="", markersize=size, markerfacecolor=PAPER, markeredgecolor=ACCENT, label=label
     )
 
 
-def _sweep(axes: Axes, trials: list[Trial], place: dict[float, float], lift: dict[str, float], grid: bool) -> None:
-    """Draw the trials of one panel, coloured within each seed, seeds side by side."""
+def _sweep(
+    axes: Axes, trials: list[Trial], across: dict[float, float], lift: dict[str, float], lane: float | None
+) -> None:
+    """Draw the trials of one panel, coloured within each seed; seeds lie side by side or, in a ``lane``, above.
+
+    ``across`` gives a temperature its place, ``lift`` an own expert its distance from top-k.
+    """
     seeds = sorted({trial.seed for trial in trials})
     for number, seed in enumerate(seeds):
         some = [trial for trial in trials if trial.seed == seed]
         low, high = min(t.validation for t in some), max(t.validation for t in some)
         shift = min(0.24, 0.7 / len(seeds)) * (number - (len(seeds) - 1) / 2)
         for trial in sorted(some, key=lambda one: one.chosen):
-            depth = 0.15 + 0.85 * (high - trial.validation) / (high - low) if high > low else 1.0
-            x, y = place[trial.temperature] + shift * grid, trial.top_k + lift[trial.own] + shift * (not grid)
+            depth = 0.25 + 0.75 * (high - trial.validation) / (high - low) if high > low else 1.0
+            x, y = across[trial.temperature], trial.top_k + lift[trial.own]
+            x, y = (x + shift, y) if lane is None else (x, y + shift * lane)
             marker, size = SHAPES.get(trial.own, ("^", 6))
-            size *= 1 if trial.finished else 0.55
+            size *= 1 if trial.finished else 0.6
             axes.plot([x], [y], marker, color=ACCENT, alpha=depth, markersize=size, markeredgewidth=0)
             if trial.chosen:
                 axes.plot(
@@ -287,8 +295,16 @@ def _legible(name: str) -> str:
     return short(name).lstrip("_") or "(unnamed)"
 
 
+def _legend_width(keys: list[Line2D] | list[Patch], columns: int) -> float:
+    """Return about how many inches a legend takes that is filled column by column."""
+    lengths = np.array_split([len(str(key.get_label())) for key in keys], columns)
+    return float(sum(0.45 + 0.062 * length.max() for length in lengths))
+
+
 def _legend(drawn: Figure, keys: list[Line2D] | list[Patch]) -> None:
     """Put a legend above a figure, in as many columns as fit."""
-    drawn.legend(
-        handles=keys, loc="outside upper left", ncols=min(7, len(keys)), fontsize=9, handlelength=1.1, columnspacing=1.3
-    )
+    columns = min(7, len(keys))
+    while columns > 1 and _legend_width(keys, columns) > drawn.get_figwidth():
+        columns -= 1
+    drawn.set_figheight(drawn.get_figheight() + 0.19 * (-(-len(keys) // columns) - 1))
+    drawn.legend(handles=keys, loc="outside upper left", ncols=columns, fontsize=9, handlelength=1.1, columnspacing=1.3)

@@ -1,4 +1,4 @@
-"""The sweep: Ray Tune searches top-k and temperature for every target.
+"""The sweep: Ray Tune searches top-k, temperature and the own expert's start for every target.
 
 One Tuner holds the trials of all targets, so that its few actors are started once; each target has an ASHA of its own,
 and runs its trials one after another while other targets run beside it. A trial writes down every score before it
@@ -132,7 +132,7 @@ def search(
     storage: str,
     on_progress: Callable[[int, int, Sequence[str]], None],
 ) -> dict[str, str]:
-    """Search top-k and temperature for every target and commit the best interpolation of each.
+    """Search every target's combinations and commit the best interpolation of each.
 
     Args:
         targets: the targets.

@@ -130,7 +130,15 @@ class Study:
                         {"site": site, "member": member, "start": start, "weight": value} for member, value in pairs
                     ]
             files = {**adapter(), "weights.parquet": table_bytes(rows), "curve.parquet": curve(60, place)}
-            commit(store, f"interpolations/{own}", files, seconds=6.5, top_k=len(members) - 1, temperature=0.3, own="trained")
+            commit(
+                store,
+                f"interpolations/{own}",
+                files,
+                seconds=6.5,
+                top_k=len(members) - 1,
+                temperature=0.3,
+                own="trained",
+            )
 
     def _predictions(self, store: Store) -> None:
         table = table_bytes([{"key": "a", "label": "yes", "prediction": "no", "score": 0.5}])

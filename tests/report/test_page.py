@@ -13,7 +13,16 @@ from synthetic import FAMILIES, SIX, Study, tiny
 
 from pitune.errors import PituneError
 from pitune.report import build_page, figures, write_report
-from pitune.report.contents import OWN, Trial, mean_weights, read_edges, read_trials, read_weights, similarity, split_slice
+from pitune.report.contents import (
+    OWN,
+    Trial,
+    mean_weights,
+    read_edges,
+    read_trials,
+    read_weights,
+    similarity,
+    split_slice,
+)
 from pitune.report.tables import overall, read_targets
 from pitune.store import Store
 
@@ -42,7 +51,9 @@ class Reader(HTMLParser):
 
 def marks(trials: list[Trial]) -> list[tuple[str, str]]:
     """Return where the one panel of these trials has its marks, rings and legend left out."""
-    found = re.findall(r'<use [^>]*x="([-\d.]+)" y="([-\d.]+)"([^>]*)', figures.sweeps(trials).split("temperature</")[0])
+    found = re.findall(
+        r'<use [^>]*x="([-\d.]+)" y="([-\d.]+)"([^>]*)', figures.sweeps(trials).split("temperature</")[0]
+    )
     return [(x, y) for x, y, rest in found if "accent" in rest]
 
 
@@ -166,7 +177,7 @@ def test_trials_that_differ_in_their_own_expert_alone_do_not_hide_each_other(tmp
     assert len(places) == len(set(places)) == 8
     assert len({x for x, _ in places}) == 2
     page = build_page(store)
-    assert "own expert fresh" in page
+    assert "own: fresh" in page
     assert "diamonds" in page
     chosen = [trial.own for trial in trials if trial.chosen]
     for own in ("trained", "fresh"):
@@ -188,7 +199,7 @@ def test_sweeps_without_the_column_began_with_the_trained_expert(tmp_path: Path)
     page = build_page(store)
     Reader(page)
     assert "diamonds" not in page
-    assert "own expert trained" not in page
+    assert "own: trained" not in page
 
 
 def test_similarities_are_means_over_seeds(store: Store) -> None:
