@@ -144,10 +144,14 @@ class Study:
             by_task.setdefault(one.task, []).append(one)
         jobs = {
             f"{task} {start + 1}–{start + len(wanted[start : start + TOGETHER])}": wanted[start : start + TOGETHER]
-            for task, wanted in by_task.items()
+            for task, wanted in sorted(by_task.items(), key=lambda pair: -self._test_size(pair[0]))
             for start in range(0, len(wanted), TOGETHER)
         }
         self._fan_out("predictions", predict, jobs, progress)
+
+    def _test_size(self, task: str) -> int:
+        """Return how much a task has to score: the long jobs go first."""
+        return len(self.materials.task(task).splits["test"]) * self.plan.length(Slice(task, None, 0))
 
     def _fan_out(self, stage: str, function: Callable[..., None], jobs: Mapping[str, Any], progress: Progress) -> None:
         if jobs:
