@@ -286,8 +286,10 @@ class Plan:
         manifest = self.store.manifest(artifact)
         if manifest is None:
             return "new", "not there"
-        if manifest["fingerprint"] == job.mark:
+        if self.store.is_current(artifact, job.mark):
             return "done", ""
+        if manifest["fingerprint"] == job.mark:
+            return "new", "files are missing"
         before = manifest.get("inputs", {})
         changed = sorted(key for key in {*before, *job.inputs} if before.get(key) != _plain(job.inputs.get(key)))
         return "changed", f"{', '.join(changed) or 'layout'} changed"

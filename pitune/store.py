@@ -117,9 +117,13 @@ class Store:
         return manifest
 
     def is_current(self, artifact: str, mark: str) -> bool:
-        """Say whether ``artifact`` is done and was made from the inputs that ``mark`` is the fingerprint of."""
+        """Say whether ``artifact`` is done, whole, and made from the inputs that ``mark`` is the fingerprint of."""
         manifest = self.manifest(artifact)
-        return manifest is not None and manifest["fingerprint"] == mark
+        if manifest is None or manifest["fingerprint"] != mark:
+            return False
+        paths = [f"{artifact}/{name}" if name else artifact for name in manifest["files"]]
+        sizes = [info.size for info in self._fs.get_file_info(paths)]
+        return sizes == [file["bytes"] for file in manifest["files"].values()]
 
     def read(self, artifact: str, name: str = "") -> bytes:
         """Return the bytes of one file of ``artifact`` (of the artifact itself, where it is a single file).

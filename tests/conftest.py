@@ -20,6 +20,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kill: kills a worker or a whole process")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Compute on one thread: with more, torch's sums may differ in their last bits from run to run."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[Cluster]:
     """A local Ray with two CPUs, shared by all tests that need one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import signal
@@ -10,8 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tinystudy import make_study
 
@@ -50,19 +51,27 @@ def test_killed_in_each_stage_it_goes_on_to_identical_results(tmp_path: Path) ->
         assert not list(Store(tmp_path / "killed").problems())
     run(config, tmp_path / "killed")
 
+    ours: Any
+    theirs: Any
     through, killed = Store(tmp_path / "through"), Store(tmp_path / "killed")
     assert through.artifacts().keys() == killed.artifacts().keys()
     for target in load_config(config).targets:
         for method in METHODS:
-            table = f"predictions/{target}/{method}.parquet"
-            assert through.table(table).equals(killed.table(table)), table
-        for artifact in (f"experts/{target}", f"interpolations/{target}", f"baselines/{target}/nearest"):
+            ours, theirs = (store.table(f"predictions/{target}/{method}.parquet") for store in (through, killed))
+            for column in ("key", "label", "prediction"):
+                assert ours[column].equals(theirs[column]), (target, method, column)
+            assert ours["score"].to_pylist() == pytest.approx(theirs["score"].to_pylist(), abs=1e-5)
+        for artifact in (f"experts/{target}", f"baselines/{target}/nearest", f"interpolations/{target}"):
             ours, theirs = (
                 load_file(tmp_path / name / artifact / "adapter_model.safetensors") for name in ("through", "killed")
             )
-            assert all(ours[key].equal(theirs[key]) for key in ours), artifact
-    assert digest(tmp_path / "through/graph.parquet") == digest(tmp_path / "killed/graph.parquet")
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+            for key in ours:
+                # To rounding: how a matrix lies in memory may change a product's last bit.
+                torch.testing.assert_close(ours[key], theirs[key], atol=1e-5, rtol=1e-5)
+    ours, theirs = (store.table("graph.parquet").to_pylist() for store in (through, killed))
+    assert [edge.pop("similarity") for edge in ours] == pytest.approx(
+        [edge.pop("similarity") for edge in theirs], abs=1e-6
+    )
+    assert ours == theirs
+    ours, theirs = (store.table("results.parquet").drop_columns("seconds") for store in (through, killed))
+    assert ours.equals(theirs)

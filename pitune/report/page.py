@@ -25,7 +25,7 @@ MOST_SEEDS = 12
 
 
 def write_report(store: Store) -> None:
-    """Build the page from what the study holds and commit it as ``report.html``.
+    """Build the page from what the study holds and commit it as ``report.html``, unless it is there as it would be.
 
     Raises:
         PituneError: an artifact cannot be read, or the page cannot be written.
@@ -34,6 +34,8 @@ def write_report(store: Store) -> None:
     manifests = _manifests(store)
     inputs = {artifact: manifest["fingerprint"] for artifact, manifest in manifests.items()}
     mark = fingerprint({"report": VERSION, "artifacts": inputs, "settings": contents.settings_text(store)})
+    if store.is_current(PAGE, mark):
+        return
     data = build_page(store).encode()
     store.commit(PAGE, {"": data}, mark, seconds=time.perf_counter() - start)
 
