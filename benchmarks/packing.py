@@ -21,7 +21,7 @@ from pitune.training.engine import EngineSettings
 from pitune.training.loop import Member, PackTraining
 from pitune.training.recipe import Recipe
 
-EXPERTS, STEPS = 8, 12
+EXPERTS, STEPS = 8, 6
 
 
 def packs(encoder: TextBackbone, kind: Lora, batch: int) -> tuple[Callable[[], None], Callable[[], None]]:
