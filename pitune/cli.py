@@ -13,7 +13,8 @@ from rich.table import Table
 
 from pitune.errors import PituneError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+HELP = "Transfer-learning studies: an expert per task, the task graph, interpolated experts for few-shot targets."
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 out, err = Console(), Console(stderr=True)
 
 Config = Annotated[Path, typer.Argument(help="the study's YAML, such as configs/quickstart.yaml")]

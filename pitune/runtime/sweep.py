@@ -1,9 +1,9 @@
 """The sweep: Ray Tune searches top-k, temperature and the own expert's start for every target.
 
 One Tuner holds the trials of all targets, so that its few actors are started once; each target has an ASHA of its own,
-and runs its trials one after another while other targets run beside it. A trial writes down every score before it
-reports it. Started again after a crash, it reports what is written without computing it, so that ASHA decides as it did
-before: the outcome does not depend on timing or on interruptions.
+and its trials take turns with those of other targets. A trial writes down every score before it reports it. Started
+again after a crash, it reports what is written without computing it, so that ASHA decides as it did before. (With hardly
+more targets than actors, Ray Tune may start two trials of a target at once; ASHA then sees their scores as they come.)
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def points(target: Target, sweep: SweepSettings) -> list[Point]:
 
 
 class PerTarget(TrialScheduler):
-    """One ASHA for each target, and at most one trial of a target at a time: its decisions do not depend on timing."""
+    """One ASHA for each target, and, as far as Ray Tune asks it, one trial of a target at a time."""
 
     def __init__(self, training: TrainingSettings, sweep: SweepSettings) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -145,7 +145,8 @@ def search(
         The error of each target that failed, in one line.
     """
     sweep = materials.config.sweep
-    trials = [point for target in targets for point in points(target, sweep)]
+    # Turn by turn, so that those next to each other in the queue are of different targets.
+    trials = [point for turn in zip(*(points(target, sweep) for target in targets), strict=True) for point in turn]
     shared = ray.put(materials)
     resources: dict[str, float] = {"cpu": settings.cpus_per_worker, "gpu": settings.gpus_per_worker}
 
