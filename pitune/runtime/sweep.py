@@ -2,8 +2,9 @@
 
 One Tuner holds the trials of all targets, so that its few actors are started once; each target has an ASHA of its own,
 and its trials take turns with those of other targets. A trial writes down every score before it reports it. Started
-again after a crash, it reports what is written without computing it, so that ASHA decides as it did before. (With hardly
-more targets than actors, Ray Tune may start two trials of a target at once; ASHA then sees their scores as they come.)
+again after a crash, it reports what is written without computing it, so that ASHA decides as it did before. (With
+hardly more targets than actors, Ray Tune may start two trials of a target at once; ASHA then sees their scores as they
+come.)
 """
 
 from __future__ import annotations
