@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from pyarrow import fs
 
-from pitune.errors import PituneError
+from pitune.errors import PituneError, reason
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -92,7 +92,7 @@ class Store:
                 raise PermissionError("no permission to write there")
         except (OSError, pa.ArrowException) as error:
             raise PituneError(
-                f"study folder {self.root}: cannot be written ({_reason(error)}); name one that can"
+                f"study folder {self.root}: cannot be written ({reason(error)}); name one that can"
             ) from error
         self._fs = fs.SubTreeFileSystem(path, base)
 
@@ -111,7 +111,7 @@ class Store:
         except ValueError as error:
             raise PituneError(f"{self.root}/{path}: is not JSON ({error}); delete it and run again") from error
         except OSError as error:
-            raise PituneError(f"{self.root}/{path}: cannot be read ({_reason(error)})") from error
+            raise PituneError(f"{self.root}/{path}: cannot be read ({reason(error)})") from error
         if not isinstance(manifest, dict) or not {"fingerprint", "files"} <= manifest.keys():
             raise PituneError(f"{self.root}/{path}: is no manifest (no fingerprint and files); delete it and run again")
         return manifest
@@ -137,7 +137,7 @@ class Store:
         try:
             return self._bytes(path)
         except OSError as error:
-            raise PituneError(f"{self.root}/{path}: cannot be read ({_reason(error)})") from error
+            raise PituneError(f"{self.root}/{path}: cannot be read ({reason(error)})") from error
 
     def table(self, artifact: str, name: str = "") -> pa.Table:
         """Return one parquet file of ``artifact`` as a table."""
@@ -152,7 +152,7 @@ class Store:
         try:
             return self._bytes(path).decode()
         except (OSError, UnicodeDecodeError) as error:
-            raise PituneError(f"{self.root}/{path}: cannot be read ({_reason(error)})") from error
+            raise PituneError(f"{self.root}/{path}: cannot be read ({reason(error)})") from error
 
     def artifacts(self) -> dict[str, dict[str, Any]]:
         """Return every finished artifact's path with its manifest, in order of path."""
@@ -230,7 +230,7 @@ class Store:
                 if self._fs.get_file_info(path).type == fs.FileType.File:
                     self._fs.delete_file(path)
         except OSError as error:
-            raise PituneError(f"{self.root}/{artifact}: cannot be replaced ({_reason(error)})") from error
+            raise PituneError(f"{self.root}/{artifact}: cannot be replaced ({reason(error)})") from error
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file that is no artifact (``study.yaml``), whole or not at all."""
@@ -249,7 +249,7 @@ class Store:
             with contextlib.suppress(OSError):
                 self._fs.delete_file(temporary)
             raise PituneError(
-                f"{self.root}/{path}: cannot be written ({_reason(error)}); free or change it, then run again"
+                f"{self.root}/{path}: cannot be written ({reason(error)}); free or change it, then run again"
             ) from error
 
     def is_locked(self) -> bool:
@@ -278,7 +278,7 @@ class Store:
                 f"study folder {self.root}: another pitune process is working on it; wait for it to end"
             ) from error
         except OSError as error:
-            raise PituneError(f"study folder {self.root}: cannot be locked ({_reason(error)})") from error
+            raise PituneError(f"study folder {self.root}: cannot be locked ({reason(error)})") from error
         try:
             yield
         finally:
@@ -293,9 +293,3 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
     return versions
-
-
-def _reason(error: BaseException) -> str:
-    """Return an error's text as one line."""
-    number = getattr(error, "errno", None)
-    return os.strerror(number) if number else " ".join(str(error).split())
