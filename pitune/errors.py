@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
+from pathlib import Path
 
 
 class PituneError(Exception):
@@ -19,3 +21,13 @@ def reason(error: BaseException) -> str:
     number = getattr(error, "errno", None)
     text = os.strerror(number) if isinstance(number, int) and number > 0 else str(error) or type(error).__name__
     return re.sub(r"//[^/\s@]*@", "//", " ".join(text.split()))[:300]
+
+
+def one_line(error: BaseException) -> str:
+    """Return what went wrong in a worker: a :class:`PituneError` as it is, anything else with its type and place."""
+    cause = getattr(error, "cause", None) or error  # what Ray wraps
+    if isinstance(cause, PituneError):
+        return str(cause)
+    frames = traceback.extract_tb(cause.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(cause).__name__}: {reason(cause)}{place}"

@@ -9,7 +9,7 @@ import ray
 import torch
 
 from pitune.config import RuntimeSettings
-from pitune.errors import PituneError
+from pitune.errors import one_line
 from pitune.materials import Materials
 
 Job = TypeVar("Job")
@@ -69,10 +69,3 @@ def fan_out(
 def _run(function: Callable[[Materials, Any], None], materials: Materials, job: Any, threads: int) -> None:
     torch.set_num_threads(threads)
     function(opened(materials), job)
-
-
-def one_line(error: BaseException) -> str:
-    """Return what went wrong in a Ray worker as one line."""
-    cause = getattr(error, "cause", None) or error
-    text = " ".join(str(cause).split())
-    return text if isinstance(cause, PituneError) else f"{type(cause).__name__}: {text[-300:]}"

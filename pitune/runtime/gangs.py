@@ -13,7 +13,6 @@ import shutil
 import tempfile
 import threading
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
 
-from pitune.errors import PituneError
+from pitune.errors import PituneError, one_line
 from pitune.runtime.cluster import NAMESPACE
 from pitune.runtime.queue import TRIES, WAIT, Named, PackQueue, Snapshot
 
@@ -167,16 +166,6 @@ def run_packs(
     if not last.failed:
         _forget(settings, [gang.name for gang in gangs])
     return last.failed
-
-
-def one_line(error: BaseException) -> str:
-    """Return ``error`` as one line: a :class:`PituneError` as it is, anything else with its type and place."""
-    text = " ".join(str(error).split())
-    if isinstance(error, PituneError):
-        return text
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {text[:500]}{place}"
 
 
 class _Gang:

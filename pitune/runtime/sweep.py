@@ -1,10 +1,9 @@
 """The sweep: Ray Tune searches top-k, temperature and the own expert's start for every target.
 
-One Tuner holds the trials of all targets, so that its few actors are started once; each target has an ASHA of its own,
-and its trials take turns with those of other targets. A trial writes down every score before it reports it. Started
-again after a crash, it reports what is written without computing it, so that ASHA decides as it did before. (With
-hardly more targets than actors, Ray Tune may start two trials of a target at once; ASHA then sees their scores as they
-come.)
+One Tuner holds the trials of all targets, so that its few actors are started once. Each target has an ASHA of its own
+and its trials run one after another, so that what ASHA stops does not depend on who is faster. A trial writes down
+every score before it reports it. Started again after a crash, it reports what is written without computing it, so that
+ASHA decides as it did before.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,14 +20,15 @@ import ray
 import torch
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from pitune.config import RuntimeSettings, SweepSettings, TrainingSettings
-from pitune.errors import PituneError
+from pitune.errors import PituneError, one_line
 from pitune.interpolation.target import Target, attempt, interpolation_files
 from pitune.interpolation.tune import Own, Validation
 from pitune.materials import Materials
-from pitune.runtime.fanout import one_line, opened
+from pitune.runtime.fanout import opened
 from pitune.store import Store, table_bytes
 
 METRIC = "validation"  # mean cross-entropy on the validation examples: finer than the accuracy of a few
@@ -69,8 +69,40 @@ def points(target: Target, sweep: SweepSettings) -> list[Point]:
     ]
 
 
-class PerTarget(TrialScheduler):
-    """One ASHA for each target, and, as far as Ray Tune asks it, one trial of a target at a time."""
+class OneByOne(Searcher):
+    """Hands out the trials of each target one after another, those of different targets side by side.
+
+    Args:
+        trials: every target's trials in their order, by its name.
+    """
+
+    def __init__(self, trials: Mapping[str, Sequence[Point]]) -> None:
+        super().__init__(metric=METRIC, mode="min")  # type: ignore[no-untyped-call]
+        self._waiting = {target: list(points) for target, points in trials.items()}
+        self._running: dict[str, str] = {}  # target by trial
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next trial of the first target that has none under way; None where all have one.
+
+        ``FINISHED`` where none is left.
+        """
+        left = [target for target, points in self._waiting.items() if points]
+        free = [target for target in left if target not in self._running.values()]
+        if not free:
+            return None if left else Searcher.FINISHED
+        self._running[trial_id] = free[0]
+        return {"point": self._waiting[free[0]].pop(0)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Free the trial's target."""
+        del self._running[trial_id]
+
+    def save(self, checkpoint_path: str) -> None:
+        """Keep nothing: what the trials wrote down is all that a sweep goes on from."""
+
+
+class PerTarget(FIFOScheduler):
+    """One ASHA for each target."""
 
     def __init__(self, training: TrainingSettings, sweep: SweepSettings) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -96,19 +128,6 @@ class PerTarget(TrialScheduler):
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """Tell the target's ASHA."""
         self._of(trial).on_trial_remove(tune_controller, trial)
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Return the first waiting trial of a target that has none running."""
-        trials = tune_controller.get_live_trials()
-        busy = {_target(trial) for trial in trials if trial.status == Trial.RUNNING}
-        waiting = (
-            trial for trial in trials if trial.status in (Trial.PENDING, Trial.PAUSED) and _target(trial) not in busy
-        )
-        return next(waiting, None)
-
-    def debug_string(self) -> str:
-        """Say what this is."""
-        return f"ASHA for each of {len(self._schedulers)} targets"
 
     def _of(self, trial: Trial) -> ASHAScheduler:
         chosen = trial.config["point"].target.slice
@@ -146,8 +165,8 @@ def search(
         The error of each target that failed, in one line.
     """
     sweep = materials.config.sweep
-    # Turn by turn, so that those next to each other in the queue are of different targets.
-    trials = [point for turn in zip(*(points(target, sweep) for target in targets), strict=True) for point in turn]
+    trials = {str(target.slice): points(target, sweep) for target in targets}
+    count = sum(map(len, trials.values()))
     shared = ray.put(materials)
     resources: dict[str, float] = {"cpu": settings.cpus_per_worker, "gpu": settings.gpus_per_worker}
 
@@ -161,15 +180,17 @@ def search(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     tuner = tune.Tuner(
         tune.with_resources(run, resources),
-        param_space={"point": tune.grid_search(trials)},
         tune_config=tune.TuneConfig(
-            scheduler=PerTarget(materials.config.training, sweep), reuse_actors=True, num_samples=1
+            search_alg=ConcurrencyLimiter(OneByOne(trials), max_concurrent=len(targets)),
+            scheduler=PerTarget(materials.config.training, sweep),
+            reuse_actors=True,
+            num_samples=count,
         ),
         run_config=tune.RunConfig(
             name=f"sweep-{time.time_ns()}",
             storage_path=storage,
             verbose=0,
-            callbacks=[_Progress(len(trials), on_progress)],
+            callbacks=[_Progress(count, on_progress)],
             failure_config=tune.FailureConfig(max_failures=2),
         ),
     )

@@ -22,7 +22,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pitune.assets import fetch
-from pitune.errors import PituneError
+from pitune.errors import PituneError, reason
 from pitune.store import fingerprint
 from pitune.tasks.metrics import METRICS
 from pitune.tasks.task import NAME, SPLITS, Example, Task
@@ -250,7 +250,7 @@ def _arrow_records(
                     raise PituneError(f"{file}: has no column {column!r}; it has {', '.join(table.column_names)}")
             texts = [table[column].cast(pa.string()).to_pylist() for column in columns]
         except (pa.ArrowException, OSError) as error:
-            raise PituneError(f"{file}: cannot be read as {file.suffix[1:]} ({_reason(error)})") from error
+            raise PituneError(f"{file}: cannot be read as {file.suffix[1:]} ({reason(error)})") from error
         for values in zip(*texts, strict=True):
             yield dict(zip(columns, values, strict=True))
 
@@ -295,7 +295,7 @@ def _shard_records(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
             for sample in group_by_keys(tar_file_expander([{"url": str(file), "stream": stream}])):
                 yield _sample_fields(sample, columns)
     except (OSError, ValueError, EOFError, TarError) as error:
-        raise PituneError(f"{file}: cannot be read as a webdataset shard ({_reason(error)})") from error
+        raise PituneError(f"{file}: cannot be read as a webdataset shard ({reason(error)})") from error
 
 
 def _sample_fields(sample: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]:
@@ -318,7 +318,3 @@ READERS: dict[str, Callable[[Path, list[str]], Iterator[dict[str, Any]]]] = {
     ".tar": _shard_records,
 }
 """What reads a file, by its ending: each takes the file and the columns, and gives its records as text."""
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split())[:300]

@@ -1,0 +1,61 @@
+"""The order of the sweep's trials, and what is written down of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ray.tune.search import Searcher
+
+from pitune.config import SweepSettings
+from pitune.interpolation.target import Target
+from pitune.runtime.sweep import OneByOne, Point, points, read_record
+from pitune.store import Store
+from pitune.tasks.task import Slice
+
+
+def make_target(name: str) -> Target:
+    return Target(
+        artifacts=(name,), inputs={"makes": name}, slice=Slice.parse(name), neighbours=(("beta@full#0", 0.5),)
+    )
+
+
+def test_every_combination_is_a_trial_once() -> None:
+    sweep = SweepSettings(top_k=(1, 2, 1), temperature=(0.5, 1.0), own=("fresh",))
+    found = points(make_target("alpha@2#0"), sweep)
+    assert [(point.top_k, point.temperature) for point in found] == [(1, 0.5), (1, 1.0), (2, 0.5), (2, 1.0)]
+    assert len({point.artifact for point in found}) == 4
+
+
+def test_a_target_has_one_trial_at_a_time_and_others_go_on() -> None:
+    first, second = make_target("alpha@2#0"), make_target("beta@2#0")
+    trials = {str(target.slice): [Point(target, k, 1.0, "fresh") for k in (1, 2, 3)] for target in (first, second)}
+    searcher = OneByOne(trials)
+
+    def name(suggested: object) -> str:
+        assert isinstance(suggested, dict)
+        return f"{suggested['point'].target.slice} {suggested['point'].top_k}"
+
+    assert name(searcher.suggest("a")) == "alpha@2#0 1"
+    assert name(searcher.suggest("b")) == "beta@2#0 1"
+    assert searcher.suggest("c") is None  # both have one under way
+    searcher.on_trial_complete("b")
+    assert name(searcher.suggest("d")) == "beta@2#0 2"
+    searcher.on_trial_complete("d", error=True)  # a failed one frees its target too
+    assert name(searcher.suggest("e")) == "beta@2#0 3"
+    searcher.on_trial_complete("e")
+    assert searcher.suggest("f") is None
+    searcher.on_trial_complete("a")
+    assert name(searcher.suggest("g")) == "alpha@2#0 2"
+    searcher.on_trial_complete("g")
+    assert name(searcher.suggest("h")) == "alpha@2#0 3"
+    assert searcher.suggest("i") == Searcher.FINISHED
+
+
+def test_a_record_of_other_inputs_does_not_count(tmp_path: Path) -> None:
+    store, target = Store(str(tmp_path)), make_target("alpha@2#0")
+    point = Point(target, 1, 1.0, "fresh")
+    assert read_record(store, point) == []
+    store.commit(point.record, {"": b'[{"step": 1}]'}, target.mark)
+    assert read_record(store, point) == [{"step": 1}]
+    store.commit(point.record, {"": b'[{"step": 1}]'}, "another")
+    assert read_record(store, point) == []
