@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -13,8 +13,13 @@ from rich.table import Table
 
 from pitune.errors import PituneError
 
+if TYPE_CHECKING:
+    from pitune.config import StudyConfig
+    from pitune.plan import Item, Plan
+    from pitune.store import Store
+
 HELP = "Transfer-learning studies: an expert per task, the task graph, interpolated experts for few-shot targets."
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=HELP)
 out, err = Console(), Console(stderr=True)
 
 Config = Annotated[Path, typer.Argument(help="the study's YAML, such as configs/quickstart.yaml")]
@@ -27,23 +32,18 @@ ROWS_PER_SECOND = 60  # of one core, forward and back, of a 22M-parameter encode
 @app.command()
 def plan(config: Config, set_: Set = None) -> None:
     """Show what a run would make, what is there already, why, and the rough cost."""
-    from pitune.study import Study
-
-    study = _open(config, set_)
-    assert isinstance(study, Study)
+    plan = _plan(config, set_)
     table = Table("stage", "artifacts", "there", "to make", "why", "rough cost", box=None)
-    items = study.plan.items()
     total = 0
-    for stage in dict.fromkeys(item.stage for item in items):
-        mine = [item for item in items if item.stage == stage]
-        wanted = [item for item in mine if item.state != "done"]
+    for stage, items in _by_stage(plan).items():
+        wanted = [item for item in items if item.state != "done"]
         rows = sum(item.rows for item in wanted)
         total += rows
         reasons = Counter(item.why for item in wanted)
         why = "; ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
-        table.add_row(stage, str(len(mine)), str(len(mine) - len(wanted)), str(len(wanted)), why, _cost(rows))
+        table.add_row(stage, str(len(items)), str(len(items) - len(wanted)), str(len(wanted)), why, _cost(rows))
     out.print(table)
-    out.print(f"study {study.store.root}: {_cost(total)} of one core in all; more cores and GPUs divide it")
+    out.print(f"study {plan.store.root}: {_cost(total)} of one core in all, divided by more cores", soft_wrap=True)
 
 
 @app.command()
@@ -55,67 +55,92 @@ def run(
     ] = None,
 ) -> None:
     """Make everything that is missing. Stop it at any time and run it again: it goes on where it was."""
-    from pitune.progress import shown
+    settings = _read(config, set_)
 
-    study = _open(config, set_)
+    from pitune.progress import shown
+    from pitune.study import Study
+
+    study = Study(settings)
     with shown(err) as progress:
         study.run(progress, address)
-    _print_results(study)
+    _print_results(study.store)
 
 
 @app.command()
 def status(config: Config, set_: Set = None) -> None:
     """Show how far the study is, without touching it."""
-    study = _open(config, set_)
-    items = study.plan.items()
-    for stage in dict.fromkeys(item.stage for item in items):
-        mine = [item for item in items if item.stage == stage]
-        done = sum(item.state == "done" for item in mine)
-        out.print(f"{stage:<16}{done:>5} of {len(mine)}")
-    out.print("running now" if study.store.is_locked() else "no process works on it")
+    plan = _plan(config, set_)
+    for stage, items in _by_stage(plan).items():
+        done = sum(item.state == "done" for item in items)
+        out.print(f"{stage:<16}{done:>5} of {len(items)}")
+    out.print("running now" if plan.store.is_locked() else "no process works on it")
 
 
 @app.command()
 def report(config: Config, set_: Set = None) -> None:
     """Write the report anew from what is there."""
+    store = _store(config, set_)
+
     from pitune.report import write_report
 
-    study = _open(config, set_)
-    with study.store.lock():
-        write_report(study.store)
-    _print_results(study)
+    with store.lock():
+        write_report(store)
+    _print_results(store)
 
 
 @app.command()
 def verify(config: Config, set_: Set = None) -> None:
     """Check every artifact against its manifest, and every score against its predictions."""
-    study = _open(config, set_)
-    problems = list(study.store.problems()) or study.wrong_scores()
+    store = _store(config, set_)
+
+    from pitune.results import wrong_scores
+
+    problems = list(store.problems()) or wrong_scores(store)
     for problem in problems:
         err.print(problem, style="red", soft_wrap=True, highlight=False, markup=False)
     if problems:
-        raise PituneError(
-            f"{study.store.root}: {len(problems)} problems; delete what they name and run the study again"
-        )
-    artifacts = study.store.artifacts()
+        raise PituneError(f"{store.root}: {len(problems)} problems; delete what they name and run the study again")
+    artifacts = store.artifacts()
     files = sum(len(manifest["files"]) for manifest in artifacts.values())
-    out.print(f"{study.store.root}: {len(artifacts)} artifacts, {files} files, all as their manifests say")
+    out.print(f"{store.root}: {len(artifacts)} artifacts, {files} files, all as their manifests say", soft_wrap=True)
 
 
-def _open(config: Path, overrides: list[str] | None):  # type: ignore[no-untyped-def]
-    # Imported here: torch and Ray take seconds, and --help should not.
+# Each import below and above is where it is needed: torch, Ray and DeepSpeed take seconds, and few commands need all.
+
+
+def _read(config: Path, overrides: list[str] | None) -> StudyConfig:
     from pitune.config import load_config
-    from pitune.study import Study
 
-    return Study(load_config(config, overrides or []))
+    return load_config(config, overrides or [])
 
 
-def _print_results(study) -> None:  # type: ignore[no-untyped-def]
+def _store(config: Path, overrides: list[str] | None) -> Store:
+    from pitune.store import Store
+
+    return Store(_read(config, overrides).study)
+
+
+def _plan(config: Path, overrides: list[str] | None) -> Plan:
+    settings = _read(config, overrides)
+
+    from pitune.plan import Plan
+
+    return Plan.of(settings)
+
+
+def _by_stage(plan: Plan) -> dict[str, list[Item]]:
+    stages: dict[str, list[Item]] = {}
+    for item in plan.items():
+        stages.setdefault(item.stage, []).append(item)
+    return stages
+
+
+def _print_results(store: Store) -> None:
     from pitune.report import markdown
 
-    out.print(markdown(study.store), markup=False, highlight=False, soft_wrap=True)
-    if study.store.manifest("report.html"):
-        out.print(f"report: {study.store.root}/report.html", soft_wrap=True, highlight=False)
+    out.print(markdown(store), markup=False, highlight=False, soft_wrap=True)
+    if store.manifest("report.html"):
+        out.print(f"report: {store.root}/report.html", soft_wrap=True, highlight=False)
 
 
 def _cost(rows: int) -> str:
@@ -126,13 +151,19 @@ def _cost(rows: int) -> str:
 def main() -> None:
     """Run the command line; what a user can mend is one line and exit code 2."""
     try:
-        app(standalone_mode=True)
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except typer.TyperException as error:  # wrong usage
+        _refuse(f"{' '.join(error.format_message().split())} (see pitune --help)")
     except PituneError as error:
-        err.print(f"pitune: {error}", style="red", soft_wrap=True, highlight=False, markup=False)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _refuse(str(error))
+    except (KeyboardInterrupt, typer.Abort):
         err.print("pitune: stopped; run the same command to go on")
         sys.exit(130)
+
+
+def _refuse(why: str) -> NoReturn:
+    err.print(f"pitune: {why}", style="red", soft_wrap=True, highlight=False, markup=False)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from pitune.config import StudyConfig
 from pitune.embedding.embed import EmbeddingJob
 from pitune.embedding.graph import Edge, neighbours
 from pitune.interpolation.scoring import Prediction
@@ -45,6 +46,15 @@ class Plan:
         self.materials = materials
         self.config = materials.config
         self.store = materials.store
+
+    @classmethod
+    def of(cls, config: StudyConfig) -> Plan:
+        """Return the plan of a study.
+
+        Raises:
+            PituneError: the study's folder cannot be written.
+        """
+        return cls(Materials(config, Store(config.study)))
 
     # --- jobs --------------------------------------------------------------------------------------------------
 

@@ -14,18 +14,18 @@ from pitune.embedding.graph import as_rows, task_graph
 from pitune.errors import PituneError
 from pitune.interpolation.scoring import Prediction, predict
 from pitune.interpolation.target import average
-from pitune.materials import Materials
-from pitune.plan import GRAPH, METHODS, RESULTS, Plan, missing
+from pitune.plan import GRAPH, Plan, missing
 from pitune.report import write_report
+from pitune.results import write_results, write_slices
 from pitune.runtime.cluster import connect
 from pitune.runtime.fanout import fan_out
 from pitune.runtime.gangs import GangSettings, run_packs
 from pitune.runtime.queue import Snapshot
 from pitune.runtime.sweep import search
 from pitune.store import Job, Store, fingerprint, table_bytes
-from pitune.tasks.metrics import METRICS
 from pitune.tasks.task import Slice
-from pitune.training.pack import ExpertJob, ExpertTraining, make_packs
+from pitune.training.pack import ExpertJob, make_packs
+from pitune.training.work import ExpertTraining
 
 TOGETHER = 6  # experts of one task scored in one pass
 
@@ -52,9 +52,8 @@ class Study:
 
     def __init__(self, config: StudyConfig) -> None:
         self.config = config
-        self.store = Store(config.study)
-        self.materials = Materials(config, self.store)
-        self.plan = Plan(self.materials)
+        self.plan = Plan.of(config)
+        self.store, self.materials = self.plan.store, self.plan.materials
 
     def run(self, progress: Progress, address: str | None = None) -> None:
         """Make everything that is missing, on a local Ray or on the cluster at ``address``.
@@ -65,11 +64,11 @@ class Study:
         with self.store.lock():
             self._open()
             self.store.write("study.yaml", self.config.yaml().encode())
-            self._write_slices()
+            write_slices(self.plan)
             if missing(self.store, self.plan.experts()) or not self._is_scored():
                 with connect(address):
                     self._stages(progress)
-            self._write_results()
+            write_results(self.plan)
             write_report(self.store)
 
     def _open(self) -> None:
@@ -162,67 +161,6 @@ class Study:
         wanted = missing(self.store, jobs)
         progress.stage(stage, len(jobs), len(jobs) - len(wanted))
         return wanted
-
-    # --- tables ------------------------------------------------------------------------------------------------
-
-    def _write_slices(self) -> None:
-        """Write down which examples each slice drew."""
-        for name, chosen in self.plan.slices().items():
-            inputs = {
-                "makes": "slice",
-                "slice": name,
-                "task": self.materials.task(chosen.task).fingerprint,
-                "validation_examples": self.config.training.validation_examples if chosen.shots is None else None,
-            }
-            artifact = f"slices/{name}.parquet"
-            if not self.store.is_current(artifact, fingerprint(inputs)):
-                task, data = self.materials.task(chosen.task), self.materials.data(chosen)
-                rows = [
-                    {"key": example.key, "role": role, "label": task.labels[example.label]}
-                    for role in ("train", "validation")
-                    for example in getattr(data, role)
-                ]
-                self.store.commit(artifact, {"": table_bytes(rows)}, fingerprint(inputs), inputs=inputs)
-
-    def _write_results(self) -> None:
-        """Gather every score into ``results.parquet``."""
-        inputs = self.plan.results_inputs()
-        if self.store.is_current(RESULTS, fingerprint(inputs)):
-            return
-        rows = [self._score(target, method) for target in self.config.target_slices for method in METHODS]
-        self.store.commit(RESULTS, {"": table_bytes(rows)}, fingerprint(inputs), inputs=inputs)
-
-    def wrong_scores(self) -> list[str]:
-        """Return one line per row of ``results.parquet`` that its predictions do not bear out."""
-        wrong = []
-        rows = self.store.table(RESULTS).to_pylist() if self.store.manifest(RESULTS) else []
-        for row in rows:
-            artifact = f"predictions/{row['slice']}/{row['method']}.parquet"
-            table = self.store.table(artifact).to_pydict()
-            value = METRICS[row["metric"]](table["label"], table["prediction"])
-            if abs(value - row["value"]) > 1e-9:
-                wrong.append(f"{RESULTS}: {row['slice']} {row['method']} is {row['value']}, {artifact} gives {value}")
-        return wrong
-
-    def _score(self, target: Slice, method: str) -> dict[str, object]:
-        """Return a row of ``results.parquet``; its seconds are what making the expert took."""
-        prediction = self.store.manifest(f"predictions/{target}/{method}.parquet")
-        if prediction is None:
-            raise PituneError(
-                f"{self.store.root}/predictions/{target}/{method}.parquet: is missing; run the study again"
-            )
-        maker = self.store.manifest(prediction["expert"]) if prediction["expert"] else None
-        return {
-            "method": method,
-            "task": target.task,
-            "shots": str(target.shots),
-            "seed": target.seed,
-            "slice": str(target),
-            "metric": prediction["metric"],
-            "value": prediction["value"],
-            "examples": prediction["examples"],
-            "seconds": float(maker["seconds"]) if maker else 0.0,
-        }
 
 
 class _scratch:

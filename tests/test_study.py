@@ -12,6 +12,7 @@ from pitune.config import load_config
 from pitune.errors import PituneError
 from pitune.interpolation.scoring import probabilities
 from pitune.plan import METHODS
+from pitune.results import wrong_scores
 from pitune.runtime.cluster import Cluster
 from pitune.study import Study
 from pitune.tasks.metrics import METRICS
@@ -71,7 +72,7 @@ def test_every_artifact_of_the_layout_is_there_and_whole(study: Study) -> None:
             assert study.store.manifest(artifact), artifact
     assert study.store.manifest("report.html")
     assert not list(study.store.problems())
-    assert not study.wrong_scores()
+    assert not wrong_scores(study.store)
     assert all(item.state == "done" for item in study.plan.items())
 
 

@@ -18,8 +18,9 @@ from pitune.materials import Materials
 from pitune.store import Store
 from pitune.tasks.task import Slice
 from pitune.training.loop import Alone
-from pitune.training.pack import ExpertJob, ExpertTraining, Pack, make_packs
+from pitune.training.pack import ExpertJob, Pack, make_packs
 from pitune.training.recipe import Recipe
+from pitune.training.work import ExpertTraining
 
 
 def job(text: str, start: str | None = None) -> ExpertJob:

@@ -1,0 +1,65 @@
+"""The command line: what it refuses, in one line with exit code 2, and what it prints."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tinystudy import make_study
+
+from pitune.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process; give its exit code, output and errors."""
+
+    def called(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["pitune", *words])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return int(caught.value.code or 0), *capsys.readouterr()
+
+    return called
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["rnu"], "No such command 'rnu'"),
+        (["run"], "Missing argument 'config'"),
+        (["plan", "study.yaml", "--sett", "a=b"], "No such option: --sett"),
+        (["plan", "study.yaml", "more"], "unexpected extra argument"),
+        (["plan", "nothing.yaml"], "nothing.yaml: no such file"),
+        (["verify", "nothing.yaml"], "nothing.yaml: no such file"),
+    ],
+)
+def test_wrong_usage_is_one_line(words: list[str], says: str, run: Run) -> None:
+    code, out, err = run(*words)
+    assert code == 2 and not out
+    assert err.startswith("pitune: ") and says in err and err.count("\n") == 1
+
+
+def test_help_without_arguments(run: Run) -> None:
+    code, out, _ = run()
+    assert code == 0 and all(command in out for command in ("plan", "run", "status", "report", "verify"))
+
+
+def test_plan_and_status_of_a_new_study(tmp_path: Path, run: Run) -> None:
+    config = str(make_study(tmp_path))
+    code, out, _ = run("plan", config)
+    assert code == 0 and "experts" in out and "of one core" in out
+    code, out, _ = run("status", config)
+    assert code == 0 and "0 of 5" in out and "no process works on it" in out
+
+
+def test_looking_at_a_study_loads_neither_ray_nor_deepspeed() -> None:
+    """They take seconds, which ``plan``, ``status`` and a mistake in a configuration should not."""
+    check = "import sys, pitune.plan, pitune.results; print({'ray', 'deepspeed', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
