@@ -79,7 +79,7 @@ def status(config: Config, set_: Set = None) -> None:
 @app.command()
 def report(config: Config, set_: Set = None) -> None:
     """Write the report anew from what is there."""
-    store = _store(config, set_)
+    store = _made(config, set_)
 
     from pitune.report import write_report
 
@@ -91,7 +91,7 @@ def report(config: Config, set_: Set = None) -> None:
 @app.command()
 def verify(config: Config, set_: Set = None) -> None:
     """Check every artifact against its manifest, and every score against its predictions."""
-    store = _store(config, set_)
+    store = _made(config, set_)
 
     from pitune.results import wrong_scores
 
@@ -114,10 +114,14 @@ def _read(config: Path, overrides: list[str] | None) -> StudyConfig:
     return load_config(config, overrides or [])
 
 
-def _store(config: Path, overrides: list[str] | None) -> Store:
+def _made(config: Path, overrides: list[str] | None) -> Store:
+    """Open the store of a study that has been run, if only in part."""
     from pitune.store import Store
 
-    return Store(_read(config, overrides).study)
+    store = Store(_read(config, overrides).study)
+    if not store.artifacts():
+        raise PituneError(f"study folder {store.root}: has nothing in it yet; run the study first")
+    return store
 
 
 def _plan(config: Path, overrides: list[str] | None) -> Plan:

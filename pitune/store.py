@@ -31,6 +31,7 @@ from pitune.errors import PituneError, reason
 MANIFEST = "manifest.json"
 FORMAT = 1
 """Version of the layout; part of every fingerprint, so that a change of meaning makes everything anew."""
+LOCK = ".lock"
 TEMPORARY = ".partial"
 RECORDED = ("pitune", "torch", "transformers", "peft", "deepspeed", "ray")
 """Packages whose versions every manifest names."""
@@ -72,10 +73,11 @@ class Store:
     """The artifacts of one study.
 
     Args:
-        root: a folder, or a URI that ``pyarrow.fs`` understands (``s3://bucket/study``).
+        root: a folder, which the first thing written makes, or a URI that ``pyarrow.fs`` understands
+            (``s3://bucket/study``).
 
     Raises:
-        PituneError: the folder cannot be made or written.
+        PituneError: the folder could not be made or written.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -85,11 +87,10 @@ class Store:
             if self.is_local:
                 base: fs.FileSystem = fs.LocalFileSystem()
                 path = str(Path(self.root).absolute())
+                _check_writable(Path(path))
             else:
                 base, path = fs.FileSystem.from_uri(self.root)
-            base.create_dir(path, recursive=True)
-            if self.is_local and not os.access(path, os.W_OK):
-                raise PermissionError("no permission to write there")
+                base.create_dir(path, recursive=True)
         except (OSError, pa.ArrowException) as error:
             raise PituneError(
                 f"study folder {self.root}: cannot be written ({reason(error)}); name one that can"
@@ -157,7 +158,7 @@ class Store:
     def artifacts(self) -> dict[str, dict[str, Any]]:
         """Return every finished artifact's path with its manifest, in order of path."""
         found = {}
-        for info in self._fs.get_file_info(fs.FileSelector("", recursive=True)):
+        for info in self._fs.get_file_info(fs.FileSelector("", recursive=True, allow_not_found=True)):
             if info.type == fs.FileType.File and (
                 info.base_name == MANIFEST or info.base_name.endswith(f".{MANIFEST}")
             ):
@@ -239,9 +240,7 @@ class Store:
     def _write(self, path: str, data: bytes) -> None:
         temporary = path + TEMPORARY
         try:
-            folder = str(PurePosixPath(path).parent)
-            if folder != ".":
-                self._fs.create_dir(folder, recursive=True)
+            self._fs.base_fs.create_dir(str(PurePosixPath(self._fs.base_path, path).parent), recursive=True)
             with self._fs.open_output_stream(temporary) as stream:
                 stream.write(data)
             self._fs.move(temporary, path)
@@ -254,6 +253,8 @@ class Store:
 
     def is_locked(self) -> bool:
         """Say whether some process holds the study at this moment."""
+        if not Path(self.root, LOCK).exists():
+            return False
         try:
             with self.lock():
                 return False
@@ -270,8 +271,9 @@ class Store:
         if not self.is_local:
             yield
             return
-        lock = FileLock(Path(self.root) / ".lock")
+        lock = FileLock(Path(self.root, LOCK))
         try:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
             raise PituneError(
@@ -283,6 +285,15 @@ class Store:
             yield
         finally:
             lock.release()
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise an OSError where ``folder`` could not be made, or nothing made in it."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is no folder")
+    if not os.access(there, os.W_OK):
+        raise PermissionError("no permission to write there")
 
 
 @functools.cache

@@ -141,21 +141,37 @@ class Study:
         by_task: dict[str, list[Prediction]] = {}
         for one in self._begin("predictions", self.plan.predictions(), progress):
             by_task.setdefault(one.task, []).append(one)
-        jobs = {
-            f"{task} {start + 1}–{start + len(wanted[start : start + TOGETHER])}": wanted[start : start + TOGETHER]
-            for task, wanted in sorted(by_task.items(), key=lambda pair: -self._test_size(pair[0]))
-            for start in range(0, len(wanted), TOGETHER)
-        }
-        self._fan_out("predictions", predict, jobs, progress)
+        jobs, sizes = {}, {}
+        for task, wanted in sorted(by_task.items(), key=lambda pair: -self._test_size(pair[0])):
+            for start in range(0, len(wanted), TOGETHER):
+                part = wanted[start : start + TOGETHER]
+                name = f"{task} {start + 1}–{start + len(part)}"
+                jobs[name], sizes[name] = part, len(part) * self._test_size(task)
+        self._fan_out("predictions", predict, jobs, progress, sizes)
 
     def _test_size(self, task: str) -> int:
         """Return how much a task has to score: the long jobs go first."""
         return len(self.materials.task(task).splits["test"]) * self.plan.length(Slice(task, None, 0))
 
-    def _fan_out(self, stage: str, function: Callable[..., None], jobs: Mapping[str, Any], progress: Progress) -> None:
-        if jobs:
-            errors = fan_out(function, self.materials, jobs, self.config.runtime, progress.update)
-            _raise(stage, errors, len(jobs), "jobs")
+    def _fan_out(
+        self,
+        stage: str,
+        function: Callable[..., None],
+        jobs: Mapping[str, Any],
+        progress: Progress,
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
+        """Run a stage's jobs as Ray tasks; ``sizes`` is how much of the stage each of them is."""
+        if not jobs:
+            return
+        sizes = sizes or dict.fromkeys(jobs, 1)
+        of = sum(sizes.values())
+
+        def tell(waiting: Sequence[str]) -> None:
+            progress.update(of - sum(sizes[name] for name in waiting), of, waiting)
+
+        errors = fan_out(function, self.materials, jobs, self.config.runtime, tell)
+        _raise(stage, errors, len(jobs), "jobs")
 
     def _begin(self, stage: str, jobs: Sequence[Job], progress: Progress) -> list:  # type: ignore[type-arg]
         wanted = missing(self.store, jobs)

@@ -56,6 +56,10 @@ def test_plan_and_status_of_a_new_study(tmp_path: Path, run: Run) -> None:
     assert code == 0 and "experts" in out and "of one core" in out
     code, out, _ = run("status", config)
     assert code == 0 and "0 of 5" in out and "no process works on it" in out
+    for command in ("verify", "report"):
+        code, _, err = run(command, config)
+        assert code == 2 and "study: has nothing in it yet; run the study first" in err
+    assert not (tmp_path / "study").exists()
 
 
 def test_looking_at_a_study_loads_neither_ray_nor_deepspeed() -> None:

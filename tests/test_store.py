@@ -155,6 +155,15 @@ def test_a_second_process_is_told_and_the_lock_ends_with_its_holder(store: Store
         pass
 
 
+def test_looking_at_a_study_makes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "studies" / "new")
+    assert not store.artifacts() and not store.is_locked() and not list(store.problems())
+    assert store.manifest("experts/x") is None and not store.is_current("experts/x", "mark")
+    assert not list(tmp_path.iterdir())
+    store.commit("results.parquet", {"": b"x"}, "mark")
+    assert Store(tmp_path / "studies" / "new").read("results.parquet") == b"x"
+
+
 def test_a_root_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PituneError) as error:

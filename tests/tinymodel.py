@@ -30,6 +30,7 @@ KINDS: tuple[ExpertKind, ...] = (Lora(rank=2, alpha=6, layers=2), Adapter(width=
 
 def save_encoder(folder: Path, family: str) -> Path:
     """Write a random encoder of three layers, 32 wide, with a tokenizer of whole words, into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
     vocabulary = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", *WORDS]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     torch.manual_seed(0)

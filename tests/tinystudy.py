@@ -1,4 +1,4 @@
-"""A whole study small enough for a test: a random two-layer BERT and three made-up tasks, on disk."""
+"""A whole study small enough for a test: a tiny random BERT and three made-up tasks, on disk."""
 
 from __future__ import annotations
 
@@ -7,26 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from tinymodel import WORDS, save_encoder
 
-WORDS = [f"w{number}" for number in range(60)]
 LABELS = {"alpha": ("good", "bad"), "beta": ("good", "bad", "odd"), "gamma": ("yes", "no")}
-
-
-def make_model(folder: Path) -> Path:
-    """Write a random BERT with its tokenizer; the same weights every time."""
-    folder.mkdir(parents=True)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "good", "bad", "odd", "yes", "no"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
-    )
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    return folder
+TEXTS = {"good": "w50", "bad": "w51", "odd": "w52", "yes": "w53", "no": "w54"}
 
 
 def make_task(folder: Path, name: str, rows: int = 150) -> dict[str, Any]:
@@ -42,14 +27,14 @@ def make_task(folder: Path, name: str, rows: int = 150) -> dict[str, Any]:
         lines.append(json.dumps({"text": " ".join([*own, *other, f"w{row % 60}"]), "label": labels[label]}))
     path = folder / f"{name}.jsonl"
     path.write_text("\n".join(lines))
-    return {"train": str(path), "labels": {label: label for label in labels}}
+    return {"train": str(path), "labels": {label: TEXTS[label] for label in labels}}
 
 
 def make_study(folder: Path, **changes: Any) -> Path:
     """Write a study of three sources and two targets; return the path of its configuration."""
     settings: dict[str, Any] = {
         "study": str(folder / "study"),
-        "backbone": {"uri": str(make_model(folder / "model")), "max_tokens": 16},
+        "backbone": {"uri": str(save_encoder(folder / "model", "bert")), "max_tokens": 16},
         "tasks": {name: make_task(folder / "data", name) for name in LABELS},
         "expert": {"kind": "lora", "rank": 2, "alpha": 2, "layers": 1},
         "sources": list(LABELS),

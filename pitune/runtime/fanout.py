@@ -30,7 +30,7 @@ def fan_out(
     materials: Materials,
     jobs: Mapping[str, Job],
     settings: RuntimeSettings,
-    on_progress: Callable[[int, int, Sequence[str]], None],
+    on_progress: Callable[[Sequence[str]], None],
 ) -> dict[str, str]:
     """Run ``function(materials, job)`` for every job as a Ray task.
 
@@ -39,7 +39,7 @@ def fan_out(
         materials: what it works with.
         jobs: the jobs by name.
         settings: what a task takes of the cluster.
-        on_progress: called with (jobs done, jobs in all, names of some that are not).
+        on_progress: called with the names of the jobs that are not done, the first ones running.
 
     Returns:
         The error of each job that failed, in one line; the others are done.
@@ -50,7 +50,7 @@ def fan_out(
     errors: dict[str, str] = {}
     try:
         while waiting:
-            on_progress(len(jobs) - len(waiting), len(jobs), list(waiting.values()))
+            on_progress(list(waiting.values()))
             finished, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
             for reference in finished:
                 name = waiting.pop(reference)
@@ -62,7 +62,7 @@ def fan_out(
         for reference in waiting:
             ray.cancel(reference, force=True)
         raise
-    on_progress(len(jobs), len(jobs), [])
+    on_progress([])
     return errors
 
 
