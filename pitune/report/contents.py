@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from pitune.errors import PituneError
@@ -182,12 +183,15 @@ def read_weights(store: Store, manifests: Manifests) -> Weights:
 
 
 def _by_layer(rows: list[dict[str, Any]], target: str) -> dict[str, dict[str, float]]:
-    """Average one target's weights over the sites of each layer."""
-    cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """Average one target's weights over the sites of each layer; several sources of one task count together."""
+    sites: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for row in rows:
         member = OWN if row["member"] == target else split_slice(row["member"])[0]
-        cells[layer_of(row["site"])][member].append(float(row["weight"]))
-    return {layer: {m: float(np.mean(v)) for m, v in members.items()} for layer, members in cells.items()}
+        sites[row["site"]][member] += float(row["weight"])
+    layers: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for site, members in sites.items():
+        layers[layer_of(site)].append(members)
+    return {layer: {m: float(np.mean([one[m] for one in found])) for m in found[0]} for layer, found in layers.items()}
 
 
 def _average(found: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
@@ -296,3 +300,23 @@ def settings_text(store: Store) -> str:
         return store.text("study.yaml")
     except PituneError:
         return ""
+
+
+def wanted(settings: str) -> Callable[[str], bool]:
+    """Return what says whether an artifact belongs to the study as ``settings``, a ``study.yaml``, has it."""
+    study = yaml.safe_load(settings) or {}
+    if "targets" not in study:
+        return lambda artifact: True
+    targets = set(study["targets"])
+    named = targets | set(study["sources"])
+    tasks = {split_slice(target)[0] for target in targets}  # whose full slices are ceilings
+
+    def is_wanted(artifact: str) -> bool:
+        family, *rest = artifact.split("/")
+        name = rest[0].removesuffix(".parquet") if rest else ""
+        if "@" not in name or name in targets:
+            return True
+        of_task = split_slice(name)[0] in tasks and split_slice(name)[1] == "full"
+        return family in ("experts", "embeddings", "slices") and (name in named or of_task)
+
+    return is_wanted

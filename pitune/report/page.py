@@ -85,7 +85,9 @@ def _environment() -> Environment:
 
 
 def _manifests(store: Store) -> Manifests:
-    return {artifact: manifest for artifact, manifest in store.artifacts().items() if artifact != PAGE}
+    """Return the manifests that the page is about; artifacts of slices that left the settings stay in the store."""
+    is_wanted = contents.wanted(contents.settings_text(store))
+    return {name: manifest for name, manifest in store.artifacts().items() if name != PAGE and is_wanted(name)}
 
 
 # --- results -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ rank: 8
 tasks: [{tasks}]
 shots: [{shots}]
 seeds: [{seeds}]
+sources: [{sources}]
+targets: [{targets}]
 sweep: {{top_k: [3, 5], temperature: [0.3, 1.0], own: [trained, fresh]}}
 """
 
@@ -51,8 +54,13 @@ class Study:
     def write(self, store: Store) -> Store:
         """Commit the study's artifacts and return ``store``."""
         shots, seeds = (", ".join(str(item) for item in items) for items in (self.shots, self.seeds))
-        tasks = ", ".join(repr(task) for task in self.tasks)
-        store.write("study.yaml", SETTINGS.format(name=self.name, tasks=tasks, shots=shots, seeds=seeds).encode())
+        tasks = json.dumps(list(self.tasks))[1:-1]
+        sources = json.dumps(self.sources())[1:-1]
+        targets = json.dumps([f"{task}@{n}#{seed}" for task, n, seed in self.targets()])[1:-1]
+        settings = SETTINGS.format(
+            name=self.name, tasks=tasks, shots=shots, seeds=seeds, sources=sources, targets=targets
+        )
+        store.write("study.yaml", settings.encode())
         for family in self.families:
             getattr(self, f"_{family}")(store)
         return store

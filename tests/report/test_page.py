@@ -12,7 +12,7 @@ import pytest
 from synthetic import FAMILIES, SIX, Study, tiny
 
 from pitune.errors import PituneError
-from pitune.report import build_page, figures, write_report
+from pitune.report import build_page, contents, figures, write_report
 from pitune.report.contents import (
     OWN,
     Trial,
@@ -217,6 +217,26 @@ def test_similarities_are_means_over_seeds(store: Store) -> None:
             assert found.values[row, column] == pytest.approx(sum(wanted) / 3)
             assert found.same[row, column] == (source == task)
     assert sorted(found.sources) == sorted(SIX)
+
+
+def test_two_sources_of_one_task_count_together() -> None:
+    rows = [
+        {"site": f"layer.{site}.query", "member": member, "weight": weight}
+        for site, own in (("0", 0.4), ("1", 0.6))
+        for member, weight in (("movie@full#0", 0.3), ("movie@full#1", 0.7 - own), ("nyt@4#0", own))
+    ]
+    found = contents._by_layer(rows, "nyt@4#0")
+    assert found["0"] == pytest.approx({"movie": 0.6, contents.OWN: 0.4})
+    assert found["1"] == pytest.approx({"movie": 0.4, contents.OWN: 0.6})
+
+
+def test_what_left_the_settings_is_left_out() -> None:
+    is_wanted = contents.wanted("sources: ['movie@full#0', 'nyt@4#1']\ntargets: ['amazon@4#0']\n")
+    kept = ["experts/movie@full#0", "experts/nyt@4#1", "experts/amazon@full#0", "embeddings/amazon@4#0.parquet"]
+    kept += ["predictions/amazon@4#0/pi.parquet", "interpolations/amazon@4#0", "graph.parquet", "results.parquet"]
+    gone = ["experts/nyt@16#0", "interpolations/amazon@16#0", "sweeps/nyt@4#1.parquet", "experts/tweets@full#0"]
+    assert all(map(is_wanted, kept)) and not any(map(is_wanted, gone))
+    assert contents.wanted("")("experts/nyt@16#0")
 
 
 def test_weights_are_means_over_sites_and_seeds(store: Store) -> None:
