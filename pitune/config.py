@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from pitune.training.recipe import Recipe
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TrainingSettings(_Settings):
@@ -148,6 +149,12 @@ class StudyConfig(_Settings):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         self._check_tasks()
+        if re.search("//[^/]*@", self.study):
+            raise ValueError("study: found a URI with credentials; give them in the environment, files name the study")
+        if self.interpolation.max_rank and not isinstance(self.expert, Lora):
+            raise ValueError("interpolation.max_rank: cuts the rank of a merged lora; leave it out for another kind")
+        if self.interpolation.start == "uniform" and len(set(self.sweep.temperature)) > 1:
+            raise ValueError("sweep.temperature: changes nothing where interpolation.start is uniform; give one")
         for text in self.targets:
             if Slice.parse(text).shots is None:
                 raise ValueError(

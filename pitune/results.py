@@ -43,6 +43,12 @@ def write_results(plan: Plan) -> None:
     plan.store.commit(RESULTS, {"": table_bytes(rows)}, fingerprint(inputs), inputs=inputs)
 
 
+def drop_old_results(plan: Plan) -> None:
+    """Discard ``results.parquet`` where a run will make another: old scores must not stand beside new artifacts."""
+    if not plan.graph_is_current() or not plan.store.is_current(RESULTS, fingerprint(plan.results_inputs())):
+        plan.store.discard(RESULTS)
+
+
 def wrong_scores(store: Store) -> list[str]:
     """Return one line per row of ``results.parquet`` that its predictions do not bear out."""
     wrong = []

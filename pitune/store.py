@@ -77,7 +77,7 @@ class Store:
             (``s3://bucket/study``).
 
     Raises:
-        PituneError: the folder could not be made or written.
+        PituneError: the URI cannot be opened.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -85,16 +85,14 @@ class Store:
         self.is_local = "://" not in self.root
         try:
             if self.is_local:
+                self.root = str(Path(self.root).expanduser())
                 base: fs.FileSystem = fs.LocalFileSystem()
                 path = str(Path(self.root).absolute())
-                _check_writable(Path(path))
             else:
                 base, path = fs.FileSystem.from_uri(self.root)
                 base.create_dir(path, recursive=True)
         except (OSError, pa.ArrowException) as error:
-            raise PituneError(
-                f"study folder {self.root}: cannot be written ({reason(error)}); name one that can"
-            ) from error
+            raise self._unwritable(error) from error
         self._fs = fs.SubTreeFileSystem(path, base)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
@@ -141,8 +139,19 @@ class Store:
             raise PituneError(f"{self.root}/{path}: cannot be read ({reason(error)})") from error
 
     def table(self, artifact: str, name: str = "") -> pa.Table:
-        """Return one parquet file of ``artifact`` as a table."""
-        return pq.read_table(io.BytesIO(self.read(artifact, name)))
+        """Return one parquet file of ``artifact`` as a table.
+
+        Raises:
+            PituneError: the artifact is not done, or the file is damaged.
+        """
+        data = self.read(artifact, name)
+        try:
+            return pq.read_table(io.BytesIO(data))
+        except pa.ArrowException as error:
+            path = f"{artifact}/{name}" if name else artifact
+            raise PituneError(
+                f"{self.root}/{path}: is no parquet file ({reason(error)}); delete it and run the study again"
+            ) from error
 
     def text(self, path: str) -> str:
         """Return a file that is no artifact (``study.yaml``) as text.
@@ -253,26 +262,32 @@ class Store:
 
     def is_locked(self) -> bool:
         """Say whether some process holds the study at this moment."""
-        if not Path(self.root, LOCK).exists():
+        if not self.is_local or not Path(self.root, LOCK).exists():
             return False
+        lock = FileLock(Path(self.root, LOCK))
         try:
-            with self.lock():
-                return False
-        except PituneError:
+            lock.acquire(timeout=0)
+        except Timeout:
             return True
+        except OSError:  # a study that only others may write
+            return False
+        lock.release()
+        return False
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the study for this process; the system frees the lock however the process ends.
 
         Raises:
-            PituneError: another process holds it. (A store that is not local has no lock.)
+            PituneError: another process holds it, or the folder cannot be made or written. (A store that is not local
+                has no lock.)
         """
         if not self.is_local:
             yield
             return
         lock = FileLock(Path(self.root, LOCK))
         try:
+            _check_writable(Path(self.root).absolute())
             Path(self.root).mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
@@ -280,11 +295,25 @@ class Store:
                 f"study folder {self.root}: another pitune process is working on it; wait for it to end"
             ) from error
         except OSError as error:
-            raise PituneError(f"study folder {self.root}: cannot be locked ({reason(error)})") from error
+            raise self._unwritable(error) from error
         try:
             yield
         finally:
             lock.release()
+
+    @contextlib.contextmanager
+    def scratch(self, name: str) -> Iterator[str]:
+        """Lend a place for Ray's own files, a path or URI; removed at the end, but kept where something went wrong.
+
+        It is in the study, so that any machine reaches it and the next run goes on from what is there.
+        """
+        root = str(Path(self.root).absolute()) if self.is_local else self.root.rstrip("/")
+        yield f"{root}/.ray/{name}"
+        with contextlib.suppress(OSError):
+            self._fs.delete_dir(f".ray/{name}")
+
+    def _unwritable(self, error: Exception) -> PituneError:
+        return PituneError(f"study folder {self.root}: cannot be written ({reason(error)}); name one that can")
 
 
 def _check_writable(folder: Path) -> None:

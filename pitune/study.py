@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from pitune.config import StudyConfig
@@ -14,15 +11,15 @@ from pitune.embedding.graph import as_rows, task_graph
 from pitune.errors import PituneError
 from pitune.interpolation.scoring import Prediction, predict
 from pitune.interpolation.target import average
-from pitune.plan import GRAPH, Plan, missing
+from pitune.plan import GRAPH, RESULTS, Plan, missing
 from pitune.report import write_report
-from pitune.results import write_results, write_slices
-from pitune.runtime.cluster import connect
+from pitune.results import drop_old_results, write_results, write_slices
+from pitune.runtime.cluster import check_room, connect
 from pitune.runtime.fanout import fan_out
 from pitune.runtime.gangs import GangSettings, run_packs
 from pitune.runtime.queue import Snapshot
 from pitune.runtime.sweep import search
-from pitune.store import Job, Store, fingerprint, table_bytes
+from pitune.store import Job, fingerprint, table_bytes
 from pitune.tasks.task import Slice
 from pitune.training.pack import ExpertJob, make_packs
 from pitune.training.work import ExpertTraining
@@ -64,8 +61,9 @@ class Study:
         with self.store.lock():
             self._open()
             self.store.write("study.yaml", self.config.yaml().encode())
+            drop_old_results(self.plan)
             write_slices(self.plan)
-            if missing(self.store, self.plan.experts()) or not self._is_scored():
+            if any(item.state != "done" for item in self.plan.items() if item.artifact != RESULTS):
                 with connect(address):
                     self._stages(progress)
             write_results(self.plan)
@@ -77,6 +75,7 @@ class Study:
         _ = self.materials.start
 
     def _stages(self, progress: Progress) -> None:
+        check_room(self.config.runtime.cpus_per_worker, self.config.runtime.gpus_per_worker)
         self._train(self.plan.experts(), "experts", progress)
         self._embed(progress)
         self._make_graph()
@@ -84,9 +83,6 @@ class Study:
         self._average(progress)
         self._interpolate(progress)
         self._predict(progress)
-
-    def _is_scored(self) -> bool:
-        return self.plan.graph_is_current() and not missing(self.store, self.plan.predictions())
 
     # --- stages ------------------------------------------------------------------------------------------------
 
@@ -97,18 +93,18 @@ class Study:
             return
         packs = make_packs(wanted, self.config.training, [self.plan.length(job.slice) for job in wanted], stage)
         runtime = self.config.runtime
-        with _scratch(self.store, "train") as storage:
+        with self.store.scratch("train") as storage:
             settings = GangSettings(
                 workers=runtime.workers,
                 cpus_per_worker=runtime.cpus_per_worker,
                 gpus_per_worker=runtime.gpus_per_worker,
                 gangs=runtime.gangs,
                 storage=storage,
-                name=f"{stage}-{fingerprint({'packs': [job.mark for job in wanted]})[:12]}",
+                name=stage,
             )
             work = ExpertTraining(self.materials)
             errors = run_packs(packs, work, settings, lambda snapshot: _tell_packs(progress, snapshot))
-        _raise(stage, errors, len(packs), "packs")
+            _raise(stage, errors, len(packs), "packs")
 
     def _embed(self, progress: Progress) -> None:
         """Compute the missing task embeddings, as Ray tasks."""
@@ -132,9 +128,9 @@ class Study:
         targets = self._begin("interpolations", self.plan.targets(), progress)
         if not targets:
             return
-        with _scratch(self.store, "tune") as storage:
+        with self.store.scratch("tune") as storage:
             errors = search(targets, self.materials, self.config.runtime, storage, progress.update)
-        _raise("interpolations", errors, len(targets), "targets")
+            _raise("interpolations", errors, len(targets), "targets")
 
     def _predict(self, progress: Progress) -> None:
         """Score every method on the whole test splits; experts of one task share a pass."""
@@ -177,21 +173,6 @@ class Study:
         wanted = missing(self.store, jobs)
         progress.stage(stage, len(jobs), len(jobs) - len(wanted))
         return wanted
-
-
-class _scratch:
-    """A folder for Ray's own files, in the study so that gangs resume; removed when its stage has gone well."""
-
-    def __init__(self, store: Store, name: str) -> None:
-        self.folder = Path(store.root).absolute() / ".ray" / name if store.is_local else Path(tempfile.mkdtemp())
-
-    def __enter__(self) -> str:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return str(self.folder)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _tell_packs(progress: Progress, snapshot: Snapshot) -> None:

@@ -11,13 +11,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pitune.backbones.text import TextBackbone
-    from pitune.runtime.cluster import Cluster
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Name the markers."""
-    config.addinivalue_line("markers", "slow: takes more than ten seconds")
-    config.addinivalue_line("markers", "kill: kills a worker or a whole process")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,12 +22,12 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[Cluster]:
+def ray_session() -> Iterator[None]:
     """A local Ray with two CPUs, shared by all tests that need one."""
     from pitune.runtime.cluster import connect
 
-    with connect(cpus=2) as cluster:
-        yield cluster
+    with connect(cpus=2):
+        yield
 
 
 @pytest.fixture(scope="session")

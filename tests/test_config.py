@@ -130,7 +130,9 @@ WRONG = [
     ("sweep.top_k", [1, 3], "sweep.top_k: found 3, target movie@16#0 has 2 sources of other tasks; use at most 2"),
     ("sweep.top_k", [0], "sweep.top_k.0: found 0; input should be greater than or equal to 1"),
     ("sweep.temperature", [0.5, -0.1], "sweep.temperature.1: found -0.1; input should be greater than 0"),
-    ("sweep.temperature", [float("nan")], "sweep.temperature.0: found nan; input should be greater than 0"),
+    ("sweep.temperature", [float("nan")], "sweep.temperature.0: found nan; input should be a finite number"),
+    ("training.few.learning_rate", float("inf"), "training.few.learning_rate: found inf; input should be a finite"),
+    ("study", "s3://KEY:SECRET@bucket/study", "study: found a URI with credentials; give them in the environment"),
     # what does not fit together
     (
         "runtime.workers",
@@ -197,6 +199,20 @@ def test_wrong_overrides_are_one_line(override: str, says: str, tmp_path: Path) 
     with pytest.raises(PituneError) as caught:
         load_config(path, [override])
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["interpolation.start=uniform", "sweep.temperature=[0.1,0.2]"], "sweep.temperature: changes nothing where"),
+        (["interpolation.max_rank=8", "expert.kind=adapter"], "interpolation.max_rank: cuts the rank of a merged lora"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(overrides: list[str], says: str, tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD)
+    assert load_config(path, overrides[:1])
+    with pytest.raises(PituneError, match=says):
+        load_config(path, overrides)
 
 
 def test_the_command_line_says_it_and_exits_with_2(

@@ -9,6 +9,7 @@ import pytest
 from tinymodel import make_task
 
 from pitune.config import StudyConfig
+from pitune.errors import PituneError
 from pitune.materials import Materials, sample
 from pitune.store import Store
 from pitune.tasks.task import Slice
@@ -66,3 +67,34 @@ def test_what_is_sent_to_a_worker_is_small(materials: Materials) -> None:
     again = pickle.loads(sent)
     assert again.config == materials.config and again.store.root == materials.store.root
     assert "backbone" not in vars(again)
+
+
+def test_a_worker_finds_relative_paths_from_its_own_folder(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_folder.parent)
+    values = {
+        "study": "study",
+        "backbone": {"uri": tiny_folder.name},
+        "tasks": {"own": {"train": "data/own.csv", "labels": {"0": "w1", "1": "w2"}}, "movie": None},
+        "sources": ["movie"],
+        "targets": ["own@2#0"],
+        "sweep": {"top_k": [1]},
+    }
+    sent = pickle.dumps(Materials(StudyConfig.model_validate(values), Store("study")))
+    monkeypatch.chdir(tmp_path)
+    config = pickle.loads(sent).config
+    own = config.tasks["own"]
+    assert config.backbone.uri == str(tiny_folder)
+    assert own is not None and own.train == str(tiny_folder.parent / "data" / "own.csv") and own.test is None
+    assert config.tasks["movie"] is None
+
+
+def test_a_worker_with_another_copy_is_told_so(materials: Materials, tiny_folder: Path, tmp_path: Path) -> None:
+    assert materials.backbone_asset.path == tiny_folder
+    worker = pickle.loads(pickle.dumps(materials))
+    assert worker.backbone_asset.sha256 == materials.backbone_asset.sha256
+    worker = pickle.loads(pickle.dumps(materials))
+    worker._hashes["backbone"] = "0" * 64
+    with pytest.raises(PituneError, match=r"^backbone: has changed since the study began"):
+        _ = worker.backbone_asset

@@ -23,8 +23,24 @@ from pitune.store import Store
 STAGES = ("experts", "embeddings", "nearest", "uniform", "interpolations", "predictions")
 
 
+def files(study: Path) -> set[Path]:
+    return {path for path in study.rglob("*") if path.is_file() and ".ray" not in path.parts}
+
+
+def wait_for_a_file(study: Path) -> None:
+    """Return as soon as there is a file, if only a partial one, that was not there before."""
+    before = files(study)
+    deadline = time.monotonic() + 120
+    while files(study) <= before and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
 def run(config: Path, study: Path, kill_in: str | None = None) -> str:
-    """Run the study; with ``kill_in``, kill -9 the driver when that stage begins. Return what it printed."""
+    """Run the study; with ``kill_in``, kill -9 the driver when that stage writes its first file.
+
+    Returns:
+        What it printed.
+    """
     command = [sys.executable, "-m", "pitune.cli", "run", str(config), "--set", f"study={study}"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     lines = []
@@ -35,7 +51,7 @@ def run(config: Path, study: Path, kill_in: str | None = None) -> str:
         for line in process.stdout:
             lines.append(line)
             if kill_in and re.match(rf"{kill_in}: \d+ of \d+ there, starting", line):
-                time.sleep(1.0)
+                wait_for_a_file(study)
                 os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == (-signal.SIGKILL if kill_in else 0), "".join(lines)
     return "".join(lines)

@@ -166,9 +166,27 @@ def test_looking_at_a_study_makes_nothing(tmp_path: Path) -> None:
 
 def test_a_root_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    store = Store(tmp_path / "file" / "study")
+    with pytest.raises(PituneError) as error, store.lock():
+        pass
+    assert "cannot be written" in one_line(error) and "file is no folder" in one_line(error)
+
+
+def test_a_damaged_table_is_one_line(store: Store) -> None:
+    store.commit("graph.parquet", {"": b"PAR1 cut off"}, "mark")
     with pytest.raises(PituneError) as error:
-        Store(tmp_path / "file" / "study")
-    assert "cannot be written" in one_line(error)
+        store.table("graph.parquet")
+    assert "graph.parquet: is no parquet file" in one_line(error)
+
+
+def test_what_ray_keeps_is_removed_only_where_all_went_well(store: Store) -> None:
+    with store.scratch("train") as place:
+        (Path(place) / "gang").mkdir(parents=True)
+    assert not Path(place).exists()
+    with pytest.raises(KeyError), store.scratch("train") as place:
+        (Path(place) / "gang").mkdir(parents=True)
+        raise KeyError
+    assert (Path(place) / "gang").is_dir()
 
 
 def test_a_store_by_uri_does_the_same_and_survives_pickling_to_a_worker(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,7 @@ from pitune.config import load_config
 from pitune.errors import PituneError
 from pitune.interpolation.scoring import probabilities
 from pitune.plan import METHODS
-from pitune.results import wrong_scores
-from pitune.runtime.cluster import Cluster
+from pitune.results import drop_old_results, write_results, wrong_scores
 from pitune.study import Study
 from pitune.tasks.metrics import METRICS
 from pitune.training.examples import Rows
@@ -36,12 +35,18 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_study(tmp_path_factory.mktemp("study"))
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A study whose paths are all relative; the tests run in its folder."""
+    folder = tmp_path_factory.mktemp("study")
+    path = make_study(folder)
+    path.write_text(path.read_text().replace(f"{folder}/", ""))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield path
 
 
 @pytest.fixture(scope="module")
-def study(config: Path, ray_session: Cluster) -> Study:
+def study(config: Path, ray_session: None) -> Study:
     made = Study(load_config(config))
     told = Told()
     made.run(told)
@@ -121,6 +126,27 @@ def test_running_again_makes_nothing(study: Study, config: Path) -> None:
     assert {artifact: manifest["written"] for artifact, manifest in study.store.artifacts().items()} == before
 
 
+def test_what_is_deleted_is_made_again(study: Study, config: Path) -> None:
+    before = set(study.store.artifacts())
+    target = study.config.targets[0]
+    for artifact in (f"embeddings/{target}.parquet", f"baselines/{target}/uniform", f"interpolations/{target}"):
+        study.store.discard(artifact)
+    Study(load_config(config)).run(Told())
+    assert set(study.store.artifacts()) == before
+    assert not list(study.store.problems()) and not wrong_scores(study.store)
+
+
+def test_old_results_do_not_outlive_what_they_came_from(study: Study, config: Path) -> None:
+    changed = Study(load_config(config, ["interpolation.granularity=global"]))
+    kept = study.store.table("results.parquet").drop_columns("seconds")
+    drop_old_results(study.plan)
+    assert study.store.manifest("results.parquet") is not None
+    drop_old_results(changed.plan)
+    assert study.store.manifest("results.parquet") is None
+    write_results(study.plan)
+    assert study.store.table("results.parquet").drop_columns("seconds").equals(kept)
+
+
 def test_a_changed_setting_makes_only_what_depends_on_it(study: Study, config: Path) -> None:
     changed = Study(load_config(config, ["interpolation.granularity=global"]))
     states = {item.artifact: (item.state, item.why) for item in changed.plan.items() if item.state != "done"}
@@ -141,7 +167,7 @@ def test_a_second_process_is_told_so(study: Study, config: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_expert_that_is_not_a_number_stops_alone(tmp_path: Path, ray_session: Cluster) -> None:
+def test_an_expert_that_is_not_a_number_stops_alone(tmp_path: Path, ray_session: None) -> None:
     path = make_study(tmp_path, sources=["alpha", "beta", "gamma"], targets=["alpha@2#0"])
     # A learning rate far beyond float32: every few-shot loss overflows, the full experts are well.
     study = Study(load_config(path, ["training.few.learning_rate=1e30", "sweep.top_k=[1]"]))

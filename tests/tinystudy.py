@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tinymodel
 import yaml
 from tinymodel import WORDS, save_encoder
+
+from pitune.config import StudyConfig
+from pitune.materials import Materials
+from pitune.store import Store
 
 LABELS = {"alpha": ("good", "bad"), "beta": ("good", "bad", "odd"), "gamma": ("yes", "no")}
 TEXTS = {"good": "w50", "bad": "w51", "odd": "w52", "yes": "w53", "no": "w54"}
@@ -28,6 +33,23 @@ def make_task(folder: Path, name: str, rows: int = 150) -> dict[str, Any]:
     path = folder / f"{name}.jsonl"
     path.write_text("\n".join(lines))
     return {"train": str(path), "labels": {label: TEXTS[label] for label in labels}}
+
+
+def make_materials(folder: Path, encoder: Path, steps: int) -> Materials:
+    """Make the materials of two made-up tasks, ``a`` and ``b``, with the store in ``folder``."""
+    values = {
+        "study": str(folder),
+        "backbone": {"uri": str(encoder), "max_tokens": 24},
+        "tasks": {name: {"train": "unused.csv", "labels": {"0": "w1", "1": "w2"}} for name in ("a", "b")},
+        "expert": {"kind": "lora", "rank": 2, "layers": 2},
+        "sources": ["a", "b"],
+        "targets": ["a@2#0"],
+        "sweep": {"top_k": [1], "validate_every": 2},
+        "training": {"few": {"steps": steps, "batch_size": 4, "learning_rate": 0.02}},
+    }
+    made = Materials(StudyConfig.model_validate(values), Store(folder))
+    made._tasks = {name: tinymodel.make_task(name, 2, 40) for name in ("a", "b")}
+    return made
 
 
 def make_study(folder: Path, **changes: Any) -> Path:

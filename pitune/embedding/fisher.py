@@ -8,11 +8,10 @@ batch, as the published code does, gives something else.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pitune.experts import Bank, Expert, ExpertKind
 from pitune.training.examples import Rows
@@ -29,7 +28,6 @@ def fisher(
     labels: Labels = "empirical",
     name: str = "",
     batch: int = 32,
-    progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Expert:
     """Return E[(∂ log p(y | x) / ∂θ)²] for every parameter θ of the expert, with its shapes, float32.
 
@@ -40,7 +38,6 @@ def fisher(
         labels: which y; see :data:`Labels`.
         name: seeds the drawing of labels: the same name draws the same ones.
         batch: rows per backward pass; changes speed and memory, not the result.
-        progress: called with (rows done, rows in all).
     """
     sums = {
         site: {key: torch.zeros_like(tensor, dtype=torch.float32) for key, tensor in held.items()}
@@ -55,7 +52,6 @@ def fisher(
         if bank is None or bank.size != len(chosen):
             bank = Bank(kind, [expert] * len(chosen)).to(rows.backbone.device)
         _add_squares(bank, rows, chosen, luck[chosen] if labels == "true" else None, sums)
-        progress(start + len(chosen), len(rows))
     return {site: {key: total / len(rows) for key, total in held.items()} for site, held in sums.items()}
 
 
@@ -67,13 +63,25 @@ def _add_squares(bank: Bank, rows: Rows, chosen: list[int], luck: Tensor | None,
     inputs = rows.inputs(chosen)
     with bank.attached(rows.backbone.model):
         embeddings = rows.backbone(inputs, rows.first)
-    logits = rows.backbone.settings.scale * embeddings @ rows.candidates.T  # (rows, labels)
+    logits = rows.logits(embeddings)
     truth = rows.labels[chosen] if luck is None else _drawn(logits, luck)
     loss = torch.nn.functional.cross_entropy(logits, truth.to(logits.device), reduction="sum")
     held = [(site, key, tensor) for site, part in bank.named_sites() for key, tensor in part.tensors().items()]
-    gradients = torch.autograd.grad(loss, [tensor for _, _, tensor in held])
+    gradients = _gradients(loss, [tensor for _, _, tensor in held], rows.backbone.is_fp16)
     for (site, key, _), gradient in zip(held, gradients, strict=True):  # gradient: (rows, …)
-        sums[site][key] += gradient.float().square().sum(0).cpu()
+        sums[site][key] += gradient.square().sum(0).cpu()
+
+
+def _gradients(loss: Tensor, tensors: list[nn.Parameter], is_fp16: bool) -> list[Tensor]:
+    """Return the gradients of ``loss``, float32; in fp16 by way of the largest power of 4 that does not overflow."""
+    if not is_fp16:
+        return [gradient.float() for gradient in torch.autograd.grad(loss, tensors)]
+    scale = 4.0**8
+    while True:
+        found = [gradient.float() for gradient in torch.autograd.grad(scale * loss, tensors, retain_graph=True)]
+        if scale <= 1 or all(gradient.isfinite().all() for gradient in found):
+            return [gradient / scale for gradient in found]
+        scale /= 4
 
 
 def _drawn(logits: Tensor, luck: Tensor) -> Tensor:

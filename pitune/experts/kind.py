@@ -25,7 +25,7 @@ class ExpertKind(BaseModel, ABC):
     To add a kind: subclass this in a file of its own and name it in ``pitune.experts.AnyKind``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: str
     layers: int | None = Field(None, ge=1, description="only the last so many layers have experts; null: all")

@@ -37,8 +37,7 @@ def probabilities(kind: ExpertKind, experts: Sequence[Expert], rows: Rows) -> Te
         inputs = rows.inputs(chosen).repeat(len(experts))
         with bank.attached(rows.backbone.model):
             embeddings = rows.backbone(inputs, rows.first)
-        logits = rows.backbone.settings.scale * embeddings @ rows.candidates.T
-        found[:, chosen] = logits.softmax(-1).view(len(experts), len(chosen), -1).cpu()
+        found[:, chosen] = rows.logits(embeddings).softmax(-1).view(len(experts), len(chosen), -1).cpu()
     return found
 
 

@@ -45,7 +45,7 @@ def attempt(
     """Tune the interpolation of a target with its k nearest from one start; see :func:`tune`."""
     config = materials.config
     similarities = [similarity for _, similarity in target.neighbours[:k]]
-    recipe = config.training.recipe(target.slice).model_copy(update={"validate_every": config.sweep.validate_every})
+    materials.forget_rows(but=target.slice.task)
     experts = target.experts(materials, k)
     if own == "fresh":
         experts[-1] = materials.start
@@ -55,10 +55,11 @@ def attempt(
         starting_logits(similarities, temperature, config.interpolation.start, own),
         materials.rows(target.slice, "train"),
         materials.rows(target.slice, "validation"),
-        recipe,
+        config.training.recipe(target.slice),
         config.interpolation,
         str(target.slice),
         report,
+        config.sweep.validate_every,
     )
 
 
@@ -96,6 +97,7 @@ def average(materials: Materials, target: Target) -> None:
     """
     began = time.perf_counter()
     config = materials.config
+    materials.forget_rows(but=target.slice.task)
     validation = materials.rows(target.slice, "validation")
     found: dict[int, Validation] = {}
     for k in sorted(set(config.sweep.top_k)):

@@ -25,7 +25,7 @@ Own = Literal["trained", "fresh"]
 class InterpolationSettings(BaseModel):
     """How a target's neighbours are interpolated. Steps, rows, schedule and selection are the few-shot recipe's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     granularity: Granularity = Field("site", description="one set of weights per site, per layer or one in all")
     start: Start = "similarity"
@@ -89,6 +89,7 @@ def tune(
     settings: InterpolationSettings,
     name: str,
     report: Callable[[int, Validation], None] = lambda step, found: None,
+    report_every: int | None = None,
 ) -> Tuned:
     """Tune the mixture of ``experts`` (the target's own last) on a target slice.
 
@@ -101,46 +102,57 @@ def tune(
         recipe: steps, rows, schedule and selection, shared with the methods that this one is compared with.
         settings: granularity, learning rates and what is trained.
         name: the slice, which fixes the order of the rows.
-        report: called after each validation with the number of steps done.
+        report: called with the number of steps done and the mixture's scores on the validation rows.
+        report_every: steps between reports; the last step is always reported. Reports select nothing.
 
     Raises:
-        PituneError: the loss is not a number.
+        PituneError: a loss is not a number.
     """
     mixture = Mixture(kind, experts, logits, settings.granularity).to(train.backbone.device)
     start = mixture.weights().detach().cpu()
     optimizer = _optimizer(mixture, recipe, settings)
+    # As the engine does for the other methods: small gradients are lost in fp16 unless the loss is scaled.
+    scaler = torch.amp.GradScaler(train.backbone.device.type, enabled=train.backbone.is_fp16)
     curve: list[dict[str, float]] = []
     best: tuple[float, dict[str, Tensor], Validation] | None = None
     for step, chosen in enumerate(train.order(name, recipe.steps, recipe.batch_size).tolist()):
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * recipe.rate(step) / recipe.learning_rate
         loss = torch.nn.functional.cross_entropy(*_logits(mixture, train, chosen))
-        if not math.isfinite(float(loss.detach())):
-            raise PituneError(
-                f"interpolation of {name}: the loss is {float(loss.detach())} at step {step + 1}; "
-                "lower interpolation.weights_learning_rate or interpolation.experts_rate"
-            )
+        _check_finite(float(loss.detach()), "loss", name, step)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+        scaler.update()
         point = {"step": step + 1, "loss": float(loss.detach()), "validation": math.nan}
-        if recipe.validates(step):
+        reports = report_every is not None and (step + 1) % report_every == 0
+        if reports or recipe.validates(step):
             found = validate(mixture, validation)
+            _check_finite(found.loss, "validation loss", name, step)
             point["validation"] = found.loss
-            if best is None or recipe.select == "last" or found.loss < best[0]:
+            if recipe.validates(step) and (best is None or recipe.select == "last" or found.loss < best[0]):
                 best = found.loss, {key: value.clone() for key, value in mixture.state_dict().items()}, found
-            report(step + 1, found)
+            if reports or step + 1 == recipe.steps:
+                report(step + 1, found)
         curve.append(point)
     assert best is not None
     mixture.load_state_dict(best[1])
     return Tuned(mixture, start, curve, best[2])
 
 
+def _check_finite(loss: float, what: str, name: str, step: int) -> None:
+    if not math.isfinite(loss):
+        raise PituneError(
+            f"interpolation of {name}: the {what} is {loss} at step {step + 1}; "
+            "lower interpolation.weights_learning_rate or interpolation.experts_rate"
+        )
+
+
 def _logits(mixture: Mixture, rows: Rows, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return the chosen rows' logits (rows, labels) and labels (rows,)."""
     with mixture.attached(rows.backbone.model):
         embeddings = rows.backbone(rows.inputs(chosen), rows.first)
-    logits = rows.backbone.settings.scale * embeddings @ rows.candidates.T
+    logits = rows.logits(embeddings)
     return logits, rows.labels[list(chosen)].to(logits.device)
 
 

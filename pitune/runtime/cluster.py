@@ -18,12 +18,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+from pitune.assets import cache_folder
 from pitune.errors import PituneError
 
 NAMESPACE = "pitune"
@@ -32,7 +32,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # seconds until a gang's end, or death, is noticed
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker that asked for no GPU sees none
     "RAY_DEDUP_LOGS": "0",
 }
 """Set before Ray starts, where the user has not set them."""
@@ -69,26 +69,8 @@ Arguments: Ray's temporary folder, the driver's process id.
 """
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """What there is to work with: ``cpus``, ``gpus``, ``nodes``; ``started`` says whether it is a local Ray of ours."""
-
-    address: str
-    cpus: float
-    gpus: float
-    nodes: int
-    started: bool
-
-
 @contextlib.contextmanager
-def connect(
-    address: str | None = None,
-    *,
-    cpus: int | None = None,
-    gpus: int | None = None,
-    dashboard: bool = False,
-    object_store_bytes: int = OBJECT_STORE_BYTES,
-) -> Iterator[Cluster]:
+def connect(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
     """Start a local Ray, or join the cluster at ``address``; at the end of the block, stop what was started.
 
     Args:
@@ -96,9 +78,6 @@ def connect(
             the cluster's machines have pitune installed. ``RAY_AUTH_MODE`` is ``token`` unless the environment says
             otherwise.
         cpus: of the local Ray; None: all that this process may use.
-        gpus: of the local Ray; None: all.
-        dashboard: whether the local Ray serves its dashboard, on loopback.
-        object_store_bytes: the local Ray's shared memory.
 
     Where this process is connected to a Ray already, that one is used, and left as it is.
 
@@ -106,36 +85,59 @@ def connect(
         PituneError: the cluster cannot be reached, or the local Ray does not start.
     """
     if ray.is_initialized():
-        yield _describe("this process's own", started=False)
+        yield
         return
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with contextlib.ExitStack() as stack:
         if address is None:
-            _start(stack, cpus, gpus, dashboard, object_store_bytes)
+            _start(stack, cpus)
         else:
             _join(stack, address)
-        yield _describe(address or "local", started=address is None)
+        yield
+
+
+def check_room(cpus: float, gpus: float) -> None:
+    """Check that some machine of the connected Ray is large enough for a worker; Ray itself would wait for one.
+
+    Raises:
+        PituneError: none is.
+    """
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    if not any(machine.get("CPU", 0) >= cpus and machine.get("GPU", 0) >= gpus for machine in machines):
+        largest = max((machine.get("CPU", 0), machine.get("GPU", 0)) for machine in machines)
+        raise PituneError(
+            f"runtime: a worker takes {cpus:g} CPUs and {gpus:g} GPUs, the largest machine has {largest[0]:g} and "
+            f"{largest[1]:g}; lower runtime.cpus_per_worker or runtime.gpus_per_worker"
+        )
 
 
 def _join(stack: contextlib.ExitStack, address: str) -> None:
     """Connect to a cluster, and disconnect when ``stack`` ends."""
     _authenticate()
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=address,
+            namespace=NAMESPACE,
+            runtime_env={"env_vars": {name: os.environ[name] for name in ENVIRONMENT}},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[:300]
         raise PituneError(f"Ray cluster {address}: cannot be joined ({reason}); is the address right?") from error
     stack.callback(ray.shutdown)
 
 
-def _start(
-    stack: contextlib.ExitStack, cpus: int | None, gpus: int | None, dashboard: bool, object_store_bytes: int
-) -> None:
+def _start(stack: contextlib.ExitStack, cpus: int | None) -> None:
     """Start a local Ray, and stop it when ``stack`` ends."""
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    _set(stack, "RAY_AUTH_TOKEN", os.environ.get("RAY_AUTH_TOKEN", secrets.token_hex(32)))
     _authenticate()
-    _share_path(stack)
+    # The workers have working folders of their own. They import what this process does: pitune from a checkout, a
+    # test's own module.
+    _set(stack, "PITUNE_CACHE", str(cache_folder()))
+    entries = [str(Path(entry).absolute()) for entry in sys.path if not entry.startswith((sys.prefix, sys.base_prefix))]
+    _set(stack, "PYTHONPATH", os.pathsep.join(dict.fromkeys(entries)))
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not taken away
     folder = tempfile.mkdtemp(prefix="pitune-", dir="/tmp" if Path("/tmp").is_dir() else None)  # sockets need it short
     _watch(stack, Path(folder))
@@ -144,9 +146,8 @@ def _start(
         ray.init(
             address="local",
             num_cpus=cpus,
-            num_gpus=gpus,
-            include_dashboard=dashboard,
-            object_store_memory=object_store_bytes,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
             namespace=NAMESPACE,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -163,17 +164,15 @@ def _authenticate() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _share_path(stack: contextlib.ExitStack) -> None:
-    """Let the local workers import what this process imports: pitune from a checkout, a test's own module."""
-    before = os.environ.get("PYTHONPATH")
-    installed = (sys.prefix, sys.base_prefix)
-    entries = [str(Path(entry).absolute()) for entry in sys.path if not entry.startswith(installed)]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(entries))
+def _set(stack: contextlib.ExitStack, name: str, value: str) -> None:
+    """Set an environment variable until ``stack`` ends."""
+    before = os.environ.get(name)
+    os.environ[name] = value
 
     def restore() -> None:
-        os.environ.pop("PYTHONPATH")
+        os.environ.pop(name)
         if before is not None:
-            os.environ["PYTHONPATH"] = before
+            os.environ[name] = before
 
     stack.callback(restore)
 
@@ -196,10 +195,3 @@ def _watch(stack: contextlib.ExitStack, folder: Path) -> None:
         watchdog.wait()
 
     stack.callback(release)
-
-
-def _describe(address: str, started: bool) -> Cluster:
-    """Return what the connected Ray has."""
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
-    return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0), nodes, started)

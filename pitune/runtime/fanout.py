@@ -18,11 +18,10 @@ _opened: dict[str, Materials] = {}  # a Ray worker process serves many tasks: it
 
 def opened(materials: Materials) -> Materials:
     """Return this process's own copy of ``materials``, which keeps what it has opened between calls."""
-    key = materials.store.root + materials.config.model_dump_json()
-    if key not in _opened:
+    if materials.key not in _opened:
         _opened.clear()
-        _opened[key] = materials
-    return _opened[key]
+        _opened[materials.key] = materials
+    return _opened[materials.key]
 
 
 def fan_out(

@@ -45,14 +45,13 @@ class GangSettings:
     """How large gangs are, how many, and where their checkpoints go.
 
     Attributes:
-        storage: folder or URI that every machine of the cluster reaches, for the shards of packs under way.
-        name: of this kind of work. After a crash the same storage and name resume, so let it depend on everything
-            that the packs depend on (a fingerprint).
+        storage: folder or URI that every machine of the cluster reaches, for the shards of packs under way. After a
+            crash, the same storage and name resume packs of the same names.
+        name: of this kind of work.
         workers: per gang (Z).
         cpus_per_worker: also the number of torch's threads.
         gpus_per_worker: 0 or 1.
         gangs: how many; None: as many as there is room for now, and no more than packs.
-        tries: how often a pack is begun before its workers' deaths make it a failure.
     """
 
     storage: str
@@ -61,7 +60,6 @@ class GangSettings:
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
     gangs: int | None = None
-    tries: int = TRIES
 
 
 class Seat:
@@ -152,9 +150,7 @@ def run_packs(
     if not packs:
         return {}
     count = _gang_count(settings, len(packs))
-    queue = PackQueue.options(name=f"queue-{uuid.uuid4().hex[:8]}", namespace=NAMESPACE).remote(
-        list(packs), settings.tries
-    )
+    queue = PackQueue.options(name=f"queue-{uuid.uuid4().hex[:8]}", namespace=NAMESPACE).remote(list(packs))
     gangs = [_Gang(f"{settings.name}-gang{index}", queue, work, settings, len(packs)) for index in range(count)]
     try:
         for gang in gangs:
@@ -163,8 +159,6 @@ def run_packs(
     finally:
         _stop(gangs, queue)
     on_progress(last)
-    if not last.failed:
-        _forget(settings, [gang.name for gang in gangs])
     return last.failed
 
 
@@ -239,7 +233,7 @@ def _trainer(name: str, queue: Any, work: Any, settings: GangSettings, packs: in
     run: Any = RunConfig(
         name=name,
         storage_path=storage,
-        failure_config=FailureConfig(max_failures=(packs + 1) * settings.tries),
+        failure_config=FailureConfig(max_failures=(packs + 1) * TRIES),
         checkpoint_config=CheckpointConfig(num_to_keep=1),
         logging_config=LoggingConfig("ERROR"),
     )
@@ -288,7 +282,6 @@ def _train(pack: Any, work: Any, seat: Seat, queue: Any) -> None:
     An error fails the pack. A worker alone goes on with the next one; several must start again, for the others may be
     waiting for the one that failed.
     """
-    begun = time.monotonic()
     seat.take(pack.name)
     try:
         work.train(pack, seat)
@@ -298,7 +291,7 @@ def _train(pack: Any, work: Any, seat: Seat, queue: Any) -> None:
             raise
     else:
         if seat.rank == 0:
-            ray.get(queue.done.remote(pack.name, time.monotonic() - begun))
+            ray.get(queue.done.remote(pack.name))
 
 
 def _shared(value: Any) -> Any:
@@ -324,12 +317,3 @@ def _gang_count(settings: GangSettings, packs: int) -> int:
             )
     room = min(int(free.get(kind, 0.0) // amount) for kind, amount in needed.items() if amount > 0)
     return max(1, min(packs, room if settings.gangs is None else settings.gangs))
-
-
-def _forget(settings: GangSettings, names: Sequence[str]) -> None:
-    """Remove the gangs' checkpoints: everything that they could resume is done."""
-    where = settings.storage if "://" in settings.storage else str(Path(settings.storage).absolute())
-    filesystem, path = fs.FileSystem.from_uri(where) if "://" in where else (fs.LocalFileSystem(), where)
-    for name in names:
-        with contextlib.suppress(OSError):
-            filesystem.delete_dir(f"{path}/{name}")

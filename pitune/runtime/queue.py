@@ -6,8 +6,7 @@ the store, and the next run's queue is made from what is missing there.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -39,7 +38,6 @@ class Running:
     gang: str
     step: int
     steps: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,6 @@ class Snapshot:
         done: packs finished.
         failed: each failed pack's error, in one line.
         running: what the gangs work on.
-        seconds: time since the queue was made.
-        seconds_left: an estimate of the time to go; None until something is known.
         errors: each gang's error that came from no pack (the backbone does not load).
     """
 
@@ -62,8 +58,6 @@ class Snapshot:
     done: int
     failed: dict[str, str]
     running: tuple[Running, ...]
-    seconds: float
-    seconds_left: float | None
     errors: dict[str, str]
 
 
@@ -77,8 +71,6 @@ class _Entry(Generic[P]):
     tries: int = 0
     step: int = 0
     steps: int = 0
-    begun: float = 0.0
-    seconds: float = 0.0
     error: str = ""
 
 
@@ -99,12 +91,10 @@ class Queue(Generic[P]):
     Args:
         packs: in the order in which they are given out.
         tries: how often a pack is begun before its gangs' deaths make it a failure.
-        clock: seconds, for the tests.
     """
 
     packs: Sequence[P]
     tries: int = TRIES
-    clock: Callable[[], float] = time.monotonic
     _entries: dict[str, _Entry[P]] = field(init=False)
     _gangs: dict[str, _Gang] = field(init=False, default_factory=dict)
 
@@ -112,7 +102,6 @@ class Queue(Generic[P]):
         self._entries = {pack.name: _Entry(pack) for pack in self.packs}
         if len(self._entries) != len(self.packs):
             raise ValueError("two packs have the same name")
-        self._made = self.clock()
 
     def enter(self, gang: str) -> bool:
         """Say whether ``gang`` may start (again): not after :meth:`reject`, nor after ``tries`` deaths in a row."""
@@ -153,7 +142,6 @@ class Queue(Generic[P]):
             if entry.state == "waiting":
                 entry.state, entry.gang, entry.tries = "leased", gang, entry.tries + 1
                 entry.step = entry.steps = 0
-                entry.begun = self.clock()
                 return entry.pack
         return WAIT if any(entry.state == "leased" for entry in self._entries.values()) else None
 
@@ -163,12 +151,12 @@ class Queue(Generic[P]):
         if held is not None:
             held.step, held.steps = step, steps
 
-    def done(self, pack: str, seconds: float) -> None:
+    def done(self, pack: str) -> None:
         """Note that ``pack`` is finished and its results are committed."""
         entry = self._entries[pack]
         if entry.gang is not None:
             self._gangs.setdefault(entry.gang, _Gang()).starts = 1
-        entry.state, entry.gang, entry.seconds = "done", None, seconds
+        entry.state, entry.gang = "done", None
 
     def failed(self, pack: str, error: str) -> None:
         """Note that ``pack`` raised an error; it is not tried again. The first error stays."""
@@ -192,21 +180,16 @@ class Queue(Generic[P]):
     def snapshot(self) -> Snapshot:
         """Return the present state."""
         entries = self._entries.values()
-        now = self.clock()
-        running = tuple(
-            Running(entry.pack.name, entry.gang or "", entry.step, entry.steps, now - entry.begun)
-            for entry in entries
-            if entry.state == "leased"
-        )
-        waiting = sum(entry.state == "waiting" for entry in entries)
         return Snapshot(
             total=len(self._entries),
-            waiting=waiting,
+            waiting=sum(entry.state == "waiting" for entry in entries),
             done=sum(entry.state == "done" for entry in entries),
             failed={entry.pack.name: entry.error for entry in entries if entry.state == "failed"},
-            running=running,
-            seconds=now - self._made,
-            seconds_left=self._seconds_left(running, waiting),
+            running=tuple(
+                Running(entry.pack.name, entry.gang or "", entry.step, entry.steps)
+                for entry in entries
+                if entry.state == "leased"
+            ),
             errors={name: gang.error for name, gang in self._gangs.items() if gang.error},
         )
 
@@ -220,15 +203,6 @@ class Queue(Generic[P]):
         if entry.tries >= self.tries:
             entry.state = "failed"
             entry.error = f"its workers died {entry.tries} times while training it{_because(last)}"
-
-    def _seconds_left(self, running: Sequence[Running], waiting: int) -> float | None:
-        """Estimate the time to go: as many packs' worth as are left, shared by the gangs that are at work."""
-        seconds = [entry.seconds for entry in self._entries.values() if entry.state == "done"]
-        seconds = seconds or [one.seconds * one.steps / one.step for one in running if one.step and one.steps]
-        if not seconds:
-            return None
-        left = waiting + sum(1 - one.step / one.steps if one.steps else 1.0 for one in running)
-        return left * sum(seconds) / len(seconds) / max(1, len(running))
 
 
 def _because(error: str) -> str:

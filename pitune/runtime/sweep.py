@@ -24,7 +24,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from pitune.config import RuntimeSettings, SweepSettings, TrainingSettings
-from pitune.errors import PituneError, one_line
+from pitune.errors import one_line
 from pitune.interpolation.target import Target, attempt, interpolation_files
 from pitune.interpolation.tune import Own, Validation
 from pitune.materials import Materials
@@ -162,7 +162,7 @@ def search(
         on_progress: called with (trials done, trials in all, names of those running).
 
     Returns:
-        The error of each target that failed, in one line.
+        The error of each target that had a trial fail, in one line; it is not committed, its other trials are kept.
     """
     sweep = materials.config.sweep
     trials = {str(target.slice): points(target, sweep) for target in targets}
@@ -200,13 +200,10 @@ def search(
         for r in map(results.__getitem__, range(len(results)))
         if r.error and r.config
     }
-    failed: dict[str, str] = {}
     for target in targets:
-        try:
+        if str(target.slice) not in errors:
             commit_best(materials, target)
-        except PituneError as error:
-            failed[str(target.slice)] = errors.get(str(target.slice), str(error))
-    return failed
+    return errors
 
 
 def run_trial(materials: Materials, point: Point) -> None:
@@ -252,25 +249,18 @@ def _write_record(store: Store, point: Point, told: list[dict[str, float]]) -> N
 
 
 def commit_best(materials: Materials, target: Target) -> None:
-    """Commit a target's best finished trial as its interpolation, and the table of all its trials.
-
-    Raises:
-        PituneError: no trial reached the last step.
-    """
+    """Commit a target's best finished trial as its interpolation, and the table of all its trials."""
     store, steps = materials.store, materials.config.training.recipe(target.slice).steps
     tried = [(point, read_record(store, point)) for point in points(target, materials.config.sweep)]
-    finished = [(point, told) for point, told in tried if told and told[-1]["step"] == steps]
-    if not finished:
-        raise PituneError(f"target {target.slice}: no trial of the sweep reached step {steps}")
-    best = min(finished, key=lambda trial: trial[1][-1][METRIC])[0]
+    # ASHA stops no trial before another has got as far, so at least one has reached the last step.
+    finished = [(point, store.manifest(point.artifact) or {}) for point, told in tried if told[-1]["step"] == steps]
+    best, trial = min(finished, key=lambda pair: pair[1]["validation"]["loss"])
     rows = [
         {"trial": point.name, "top_k": point.top_k, "temperature": point.temperature, "own": point.own, **score}
         | {"state": "finished" if told[-1]["step"] == steps else "stopped", "chosen": point == best}
         for point, told in tried
         for score in told
     ]
-    trial = store.manifest(best.artifact)
-    assert trial is not None
     store.commit(
         target.artifacts[0],
         {name: store.read(best.artifact, name) for name in trial["files"]},
@@ -283,12 +273,12 @@ def commit_best(materials: Materials, target: Target) -> None:
         own=best.own,
         validation=trial["validation"],
         rank_error=trial["rank_error"],
-        seconds=sum(told[-1]["seconds"] for _, told in tried if told),
+        seconds=sum(told[-1]["seconds"] for _, told in tried),
     )
     store.commit(target.artifacts[1], {"": table_bytes(rows)}, target.mark, inputs=target.inputs)
     for point, _ in tried:
+        store.discard(point.record)  # first: a record without its interpolation would not be made again
         store.discard(point.artifact)
-        store.discard(point.record)
 
 
 class _Progress(tune.Callback):

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pitune.assets import fetch
+from pitune.assets import fetch, located
 from pitune.errors import PituneError, reason
 from pitune.store import fingerprint
 from pitune.tasks.metrics import METRICS
@@ -60,6 +60,11 @@ class TableSource(BaseModel):
     key: str | None = None
     labels: dict[str, str] = Field(min_length=2)
     metric: str = "accuracy"
+
+    def located(self) -> TableSource:
+        """Return the source for a process with another working folder: with absolute paths."""
+        uris = {name: getattr(self, name) for name in ("train", "validation", "test")}
+        return self.model_copy(update={name: located(uri) for name, uri in uris.items() if uri is not None})
 
     @field_validator("metric")
     @classmethod

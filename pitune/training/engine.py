@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -98,34 +98,24 @@ class Engine:
         settings: ZeRO stage, accumulation, weight decay, loss scaling.
         experts: E, the size of the leading axis of every trainable parameter. 1 lets them have any shape and keeps
             them together as one expert.
-        groups: the trainable parameters in groups, each with its own learning rate; None puts all in one.
 
     Raises:
-        PituneError: nothing is trainable, a trainable parameter is not float32 or lacks the expert axis, or the groups
-            are not exactly the trainable parameters.
+        PituneError: nothing is trainable, or a trainable parameter is not float32 or lacks the expert axis.
 
     With several workers every call is collective. Each worker brings its own rows; gradients are averaged over the
     workers, so a loss that is a mean over equally many rows on each worker equals the mean over all rows.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        settings: EngineSettings,
-        experts: int = 1,
-        groups: Sequence[Sequence[nn.Parameter]] | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, settings: EngineSettings, experts: int = 1) -> None:
         self.model = model
         self.settings = settings
         self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         _check_trainable(self._trainable, experts)
-        parts = [list(group) for group in groups] if groups is not None else [list(self._trainable.values())]
-        _check_groups(parts, self._trainable)
         start_distributed()
         self._guard = GradientGuard(experts, settings.scale_losses, _device())
         self._before = _Snapshot(model)
         self._guard.watch(self._trainable.values())
-        optimizer = torch.optim.AdamW([{"params": part} for part in parts], lr=0.0, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(self._trainable.values(), lr=0.0, weight_decay=settings.weight_decay)
         self._engine: Any = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -139,15 +129,13 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # After an error the others may never come to a gathering: this process ends, and what it holds with it.
+        if kind is None or dist.get_world_size() == 1:
+            self.close()
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Run the model's forward pass, which sees to its precision itself; in evaluation too."""
         return self._engine(*inputs, **named)
-
-    def train(self, mode: bool = True) -> None:
-        """Put the model in training mode, or in evaluation mode."""
-        self._engine.train(mode)
 
     @property
     def loss_scale(self) -> Tensor:
@@ -159,7 +147,7 @@ class Engine:
 
         Args:
             losses: (E,), the mean loss over each expert's rows; or one number where E is 1. An expert whose loss is not
-                finite gets no gradient; the others get exactly what they would get without it.
+                finite gets no gradient from this call; the others get exactly what they would get without it.
         """
         losses = losses.float().reshape(-1)
         if losses.numel() != self._guard.experts:
@@ -178,13 +166,10 @@ class Engine:
         self._engine.step()
         return self._guard.finish() if stepped else None
 
-    def set_learning_rate(self, *rates: float) -> None:
-        """Set the learning rate of the next step: one for all groups, or one for each."""
-        optimizer_groups = self._engine.optimizer.param_groups
-        if len(rates) not in (1, len(optimizer_groups)):
-            raise ValueError(f"{len(rates)} learning rates for {len(optimizer_groups)} groups")
-        for index, group in enumerate(optimizer_groups):
-            group["lr"] = rates[index if len(rates) > 1 else 0]
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of the next step."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
 
     def gathered(self) -> dict[str, Tensor]:
         """Return a whole, float32 copy of every trainable parameter by its name in the model. All workers must call."""
@@ -404,10 +389,3 @@ def _check_trainable(trainable: Mapping[str, nn.Parameter], experts: int) -> Non
             raise PituneError(f"parameter {name}: is {parameter.dtype}; what is trained must be torch.float32")
         if experts > 1 and (parameter.dim() == 0 or parameter.shape[0] != experts):
             raise PituneError(f"parameter {name}: has shape {tuple(parameter.shape)}; ({experts}, …) would be right")
-
-
-def _check_groups(groups: Sequence[Sequence[nn.Parameter]], trainable: Mapping[str, nn.Parameter]) -> None:
-    """Raise where ``groups`` do not hold each of the trainable parameters once."""
-    held = [id(parameter) for group in groups for parameter in group]
-    if any(not group for group in groups) or sorted(held) != sorted(id(p) for p in trainable.values()):
-        raise PituneError("parameter groups: they must hold every trainable parameter once, and none be empty")

@@ -64,6 +64,15 @@ class Rows:
             self._hidden |= found
         return [found[row] for row in rows]
 
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Score the task's labels by embeddings (rows, width) of length 1: (rows, labels), float32."""
+        return self.backbone.settings.scale * embeddings @ self.candidates.T
+
+    def remember(self, rows: Sequence[int]) -> None:
+        """Run the trunk for these rows, where its outputs are kept."""
+        if self._keep:
+            self.hidden(rows)
+
     def order(self, name: str, steps: int, batch_size: int) -> np.ndarray:
         """Return which rows each step takes: (steps, batch_size), the same whenever asked.
 

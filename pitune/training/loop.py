@@ -148,6 +148,11 @@ class PackTraining:
         """Take one optimizer step: this worker's share of every expert's rows, in as many parts as accumulate."""
         engine.set_learning_rate(self.recipe.rate(step))
         parts = self.engine_settings.gradient_accumulation
+        if self.seat.world_size > 1:
+            # The trunk's output of every row, not only of this worker's: where ZeRO-3 has parts of the trunk on each
+            # worker, all of them must run it equally often.
+            for member, order in zip(self.members, self.orders, strict=True):
+                member.train.remember(order[step].tolist())
         mine = [order[step][self.seat.rank :: self.seat.world_size] for order in self.orders]
         everyone = list(range(len(self.members)))
         self.losses[step] = 0.0
@@ -159,8 +164,8 @@ class PackTraining:
             engine.backward(losses)
             bad = engine.step()
             self.losses[step] += losses.detach() / parts
-            if bad is not None and not self.engine_settings.scale_losses:
-                self.losses[step, bad] = math.nan  # such a gradient is zeroed, the expert would stand still
+            if bad is not None:
+                self.losses[step, bad & (engine.loss_scale.to(bad.device) <= 1)] = math.nan  # it would stand still
 
     @torch.no_grad()
     def _validate(self, engine: Engine, step: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pitune.config import TrainingSettings
-from pitune.store import Job
+from pitune.store import Job, fingerprint
 from pitune.tasks.task import Slice
 from pitune.training.recipe import Recipe
 
@@ -58,10 +58,19 @@ def make_packs(
             packs.append([(length, job)])
     # The most work first: then the gangs end at about the same time.
     packs.sort(key=lambda pack: -_work(settings.recipe(pack[0][1].slice), [length for length, _ in pack]))
-    return [
-        Pack(f"{prefix}-{number:03d}", tuple(job for _, job in pack), settings.recipe(pack[0][1].slice))
-        for number, pack in enumerate(packs)
-    ]
+    return [_pack(prefix, [job for _, job in pack], settings) for pack in packs]
+
+
+def _pack(prefix: str, jobs: Sequence[ExpertJob], settings: TrainingSettings) -> Pack:
+    """Name a pack by all that its checkpoints depend on: they are looked for by its name."""
+    mark = fingerprint(
+        {
+            "jobs": [job.mark for job in jobs],
+            "zero_stage": settings.zero_stage,
+            "gradient_accumulation": settings.gradient_accumulation,
+        }
+    )
+    return Pack(f"{prefix}-{mark[:8]}", tuple(jobs), settings.recipe(jobs[0].slice))
 
 
 def _work(recipe: Recipe, lengths: Sequence[int]) -> int:

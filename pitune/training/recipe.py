@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Recipe(BaseModel):
     """Steps, rows, learning rate and which checkpoint counts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(60, ge=1, description="optimizer steps")
     batch_size: int = Field(16, ge=1, description="rows per expert and step, over all workers and accumulations")

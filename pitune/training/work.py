@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import torch.distributed as dist
+
 from pitune.errors import PituneError
 from pitune.experts.checkpoint import to_files
 from pitune.materials import Materials
@@ -47,13 +49,17 @@ class ExpertTraining:
             seat,
             self.checkpoint_every,
         )
-        outcomes = training.run()
-        self.materials.forget_rows()
+        try:
+            outcomes = training.run()
+        finally:
+            self.materials.forget_rows()
         if seat.rank == 0:
             seconds = (time.perf_counter() - began) / len(pack.jobs)
             for job, outcome in zip(pack.jobs, outcomes, strict=True):
                 if outcome.error is None:
                     self._commit(pack, job, outcome, seconds)
+        if seat.world_size > 1:
+            dist.barrier()  # a worker that raised now would take down rank 0 before it has committed
         errors = [outcome.error for outcome in outcomes if outcome.error]
         if errors:
             raise PituneError("; ".join(errors))

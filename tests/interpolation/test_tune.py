@@ -113,16 +113,20 @@ def test_best_and_last(tiny: TextBackbone) -> None:
     assert found["best"].validation.loss == min(measured) < measured[-1] == found["last"].validation.loss
 
 
-def test_every_validation_is_reported(tiny: TextBackbone) -> None:
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_reports_select_nothing(select: str, tiny: TextBackbone) -> None:
     told: list[tuple[int, Validation]] = []
     experts = [random_expert(LORA, tiny, seed) for seed in range(2)]
     train, validation = (make_rows(tiny, LORA, TASK, split) for split in ("train", "validation"))
     tuned = tune(
-        *(LORA, experts, torch.zeros(2), train, validation, RECIPE, InterpolationSettings(), "toy@8#0"),
+        *(LORA, experts, torch.zeros(2), train, validation),
+        RECIPE.model_copy(update={"select": select, "validate_every": None, "learning_rate": 0.3}),
+        *(InterpolationSettings(), "toy@8#0"),
         report=lambda step, found: told.append((step, found)),
+        report_every=3,
     )
-    assert [step for step, _ in told] == [2, 4, 6, 8]
-    assert told[-1][1] == tuned.validation
+    assert [step for step, _ in told] == [3, 6, 8]
+    assert told[-1][1] == tuned.validation  # the recipe validates at the end only, whatever is reported before
 
 
 def test_validation_does_not_depend_on_the_batches(tiny: TextBackbone) -> None:

@@ -14,32 +14,21 @@ class Pack:
     name: str
 
 
-class Clock:
-    """A clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def queue(count: int, tries: int = 2) -> tuple[Queue[Pack], Clock]:
-    clock = Clock()
-    return Queue([Pack(f"p{index}") for index in range(count)], tries, clock), clock
+def queue(count: int, tries: int = 2) -> Queue[Pack]:
+    return Queue([Pack(f"p{index}") for index in range(count)], tries)
 
 
 def test_packs_are_given_out_in_order_and_then_none() -> None:
-    packs, _ = queue(2)
+    packs = queue(2)
     assert packs.claim("a") == Pack("p0")
-    packs.done("p0", 1.0)
+    packs.done("p0")
     assert packs.claim("a") == Pack("p1")
-    packs.done("p1", 1.0)
+    packs.done("p1")
     assert packs.claim("a") is None
 
 
 def test_a_gang_waits_while_another_works_on_the_last_pack() -> None:
-    packs, _ = queue(1)
+    packs = queue(1)
     packs.claim("a")
     assert packs.claim("b") == WAIT
     packs.lost("a")
@@ -47,14 +36,14 @@ def test_a_gang_waits_while_another_works_on_the_last_pack() -> None:
 
 
 def test_a_restarted_gang_reclaims_its_pack() -> None:
-    packs, _ = queue(3)
+    packs = queue(3)
     assert packs.claim("a") == Pack("p0")
     assert packs.claim("b") == Pack("p1")
     assert packs.claim("a") == Pack("p0")
 
 
 def test_a_pack_that_kills_its_gang_too_often_fails_and_the_gang_goes_on() -> None:
-    packs, _ = queue(2)
+    packs = queue(2)
     assert packs.claim("a") == Pack("p0")
     assert packs.claim("a") == Pack("p0")
     assert packs.claim("a") == Pack("p1")
@@ -62,7 +51,7 @@ def test_a_pack_that_kills_its_gang_too_often_fails_and_the_gang_goes_on() -> No
 
 
 def test_a_failed_pack_is_not_tried_again_and_keeps_its_first_error() -> None:
-    packs, _ = queue(2)
+    packs = queue(2)
     packs.claim("a")
     packs.failed("p0", "first")
     packs.failed("p0", "second")
@@ -71,9 +60,9 @@ def test_a_failed_pack_is_not_tried_again_and_keeps_its_first_error() -> None:
 
 
 def test_what_is_done_stays_done() -> None:
-    packs, _ = queue(1)
+    packs = queue(1)
     packs.claim("a")
-    packs.done("p0", 1.0)
+    packs.done("p0")
     packs.failed("p0", "late")
     packs.lost("a")
     assert packs.snapshot().done == 1
@@ -81,7 +70,7 @@ def test_what_is_done_stays_done() -> None:
 
 
 def test_a_gang_may_not_start_for_ever() -> None:
-    packs, _ = queue(2, tries=2)
+    packs = queue(2, tries=2)
     assert packs.enter("a")
     assert packs.enter("a")
     assert not packs.enter("a")
@@ -89,16 +78,16 @@ def test_a_gang_may_not_start_for_ever() -> None:
 
 
 def test_a_gang_that_finishes_packs_may_start_again() -> None:
-    packs, _ = queue(3, tries=2)
+    packs = queue(3, tries=2)
     for name in ("p0", "p1", "p2"):
         assert packs.enter("a")
         packs.claim("a")
-        packs.done(name, 1.0)
+        packs.done(name)
     assert packs.enter("a")
 
 
 def test_a_rejected_gang_may_not_start_again() -> None:
-    packs, _ = queue(1)
+    packs = queue(1)
     assert packs.enter("a")
     packs.reject("a", "no backbone")
     assert not packs.enter("a")
@@ -106,20 +95,13 @@ def test_a_rejected_gang_may_not_start_again() -> None:
     assert packs.snapshot().failed == {"p0": "nobody left"}
 
 
-def test_the_snapshot_says_how_far_and_how_long() -> None:
-    packs, clock = queue(4)
-    assert packs.snapshot().seconds_left is None
+def test_the_snapshot_says_how_far() -> None:
+    packs = queue(4)
     packs.claim("a")
-    clock.now += 10
     packs.progress("a", 1, 4)
     shot = packs.snapshot()
-    assert (shot.total, shot.waiting, shot.done, shot.seconds) == (4, 3, 0, 10.0)
-    assert (shot.running[0].pack, shot.running[0].step, shot.running[0].seconds) == ("p0", 1, 10.0)
-    assert shot.seconds_left == pytest.approx(3.75 * 40)
-    packs.done("p0", 20.0)
-    packs.claim("a")
-    packs.claim("b")
-    assert packs.snapshot().seconds_left == pytest.approx(3 * 20 / 2)
+    assert (shot.total, shot.waiting, shot.done) == (4, 3, 0)
+    assert [(one.pack, one.gang, one.step, one.steps) for one in shot.running] == [("p0", "a", 1, 4)]
 
 
 def test_two_packs_of_one_name_are_refused() -> None:

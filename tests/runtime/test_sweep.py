@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
 from ray.tune.search import Searcher
+from tinymodel import random_expert
+from tinystudy import make_materials
 
 from pitune.config import SweepSettings
+from pitune.experts.checkpoint import to_files
 from pitune.interpolation.target import Target
-from pitune.runtime.sweep import OneByOne, Point, points, read_record
+from pitune.runtime.sweep import OneByOne, Point, points, read_record, run_trial
 from pitune.store import Store
 from pitune.tasks.task import Slice
 
 
-def make_target(name: str) -> Target:
-    return Target(
-        artifacts=(name,), inputs={"makes": name}, slice=Slice.parse(name), neighbours=(("beta@full#0", 0.5),)
-    )
+def make_target(name: str, neighbour: str = "beta@full#0") -> Target:
+    return Target(artifacts=(name,), inputs={"makes": name}, slice=Slice.parse(name), neighbours=((neighbour, 0.5),))
 
 
 def test_every_combination_is_a_trial_once() -> None:
@@ -49,6 +52,36 @@ def test_a_target_has_one_trial_at_a_time_and_others_go_on() -> None:
     searcher.on_trial_complete("g")
     assert name(searcher.suggest("h")) == "alpha@2#0 3"
     assert searcher.suggest("i") == Searcher.FINISHED
+
+
+def test_a_trial_goes_on_from_what_is_written_down(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[dict[str, float]] = []
+    monkeypatch.setattr("pitune.runtime.sweep.tune.report", reported.append)
+    materials = make_materials(tmp_path, tiny_folder, steps=6)
+    target, store = make_target("a@2#0", neighbour="b@2#0"), materials.store
+    for name in ("a@2#0", "b@2#0"):
+        expert = random_expert(materials.config.expert, materials.backbone, seed=len(name))
+        store.commit(f"experts/{name}", to_files(materials.config.expert, expert, "tiny"), "mark")
+    point = Point(target, 1, 1.0, "trained")
+    run_trial(materials, point)
+    whole, merged = list(reported), store.read(point.artifact, "adapter_model.safetensors")
+    assert [score["step"] for score in whole] == [2, 4, 6]
+    assert read_record(store, point) == whole
+
+    reported.clear()
+    run_trial(materials, point)  # finished: told again, nothing computed
+    assert reported == whole
+
+    reported.clear()
+    store.discard(point.artifact)
+    store.commit(point.record, {"": json.dumps(whole[:1]).encode()}, target.mark)  # killed after its first score
+    run_trial(materials, point)
+    assert reported[0] == whole[0]
+    for again, before in zip(reported, whole, strict=True):
+        assert {**again, "seconds": 0} == {**before, "seconds": 0}
+    assert store.read(point.artifact, "adapter_model.safetensors") == merged
 
 
 def test_a_record_of_other_inputs_does_not_count(tmp_path: Path) -> None:

@@ -217,20 +217,6 @@ def test_loading_from_an_empty_folder_is_one_clear_line(tmp_path: Path) -> None:
         engine.load(tmp_path)
 
 
-def test_groups_have_their_own_learning_rates() -> None:
-    made = model()
-    start = {name: p.detach().clone() for name, p in made.named_parameters()}
-    downs = [p for name, p in made.named_parameters() if name.endswith("down")]
-    ups = [p for name, p in made.named_parameters() if name.endswith("up")]
-    with Engine(made, EngineSettings(2), experts=EXPERTS, groups=[downs, ups]) as engine:
-        rows, target = batches()[0]
-        engine.set_learning_rate(0.0, RATE)
-        engine.backward(losses_of(engine(rows), target))
-        engine.step()
-        moved = {name for name, values in engine.gathered().items() if not torch.equal(values, start[name])}
-    assert moved == {"sites.0.up", "sites.1.up"}
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_closing_leaves_a_plain_model_and_nothing_behind(stage: Stage) -> None:
     made = model()
@@ -273,5 +259,3 @@ def test_settings_and_models_that_cannot_work_are_refused() -> None:
         Engine(model(), EngineSettings(), experts=4)
     with pytest.raises(PituneError, match=r"torch\.float32"):
         Engine(model().double(), EngineSettings(), experts=EXPERTS)
-    with pytest.raises(PituneError, match="groups"):
-        Engine(model(), EngineSettings(), EXPERTS, groups=[[next(p for p in model().parameters() if p.requires_grad)]])

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load
 from tinymodel import WORDS, flat, make_task
+from tinystudy import make_materials
 
-from pitune.config import StudyConfig, TrainingSettings
+from pitune.config import TrainingSettings
 from pitune.errors import PituneError
 from pitune.experts.checkpoint import to_files
 from pitune.materials import Materials
@@ -30,7 +31,7 @@ def job(text: str, start: str | None = None) -> ExpertJob:
 def packed(slices: dict[str, int], **settings: object) -> list[set[str]]:
     jobs = [job(text) for text in slices]
     packs = make_packs(jobs, TrainingSettings.model_validate(settings), list(slices.values()), "p")
-    assert [pack.name for pack in packs] == [f"p-{number:03d}" for number in range(len(packs))]
+    assert len({pack.name for pack in packs}) == len(packs)
     return [{str(one.slice) for one in pack.jobs} for pack in packs]
 
 
@@ -59,21 +60,26 @@ def test_the_most_work_comes_first_and_the_order_of_the_jobs_does_not_matter() -
     assert packed(dict(reversed(slices.items())), **settings) == packed(slices, **settings)
 
 
+def test_a_packs_name_is_that_of_its_checkpoints() -> None:
+    """It stays when other packs are done, and changes with all that shards depend on."""
+
+    def names(slices: dict[str, int], **settings: object) -> list[str]:
+        jobs = [job(text) for text in slices]
+        return [
+            pack.name for pack in make_packs(jobs, TrainingSettings.model_validate(settings), [10] * len(jobs), "p")
+        ]
+
+    slices = {f"a@4#{seed}": 10 for seed in range(4)}
+    first, second = names(slices, pack_size=2)
+    assert names(dict(list(slices.items())[2:]), pack_size=2) == [second]
+    assert first not in names(slices, pack_size=3)
+    assert first not in names(slices, pack_size=2, zero_stage=3)
+    assert first not in names(slices, pack_size=2, gradient_accumulation=2)
+
+
 @pytest.fixture
 def materials(tiny_folder: Path, tmp_path: Path) -> Materials:
-    values = {
-        "study": str(tmp_path / "study"),
-        "backbone": {"uri": str(tiny_folder), "max_tokens": 24},
-        "tasks": {name: {"train": "unused.csv", "labels": {"0": "w1", "1": "w2"}} for name in ("a", "b")},
-        "expert": {"kind": "lora", "rank": 2, "layers": 2},
-        "sources": ["a", "b"],
-        "targets": ["a@2#0"],
-        "sweep": {"top_k": [1]},
-        "training": {"few": {"steps": 3, "batch_size": 4, "learning_rate": 0.02}},
-    }
-    made = Materials(StudyConfig.model_validate(values), Store(tmp_path / "study"))
-    made._tasks = {name: make_task(name, 2, 40) for name in ("a", "b")}
-    return made
+    return make_materials(tmp_path / "study", tiny_folder, steps=3)
 
 
 FEW = Recipe(steps=3, batch_size=4, learning_rate=0.02)

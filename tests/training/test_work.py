@@ -1,0 +1,57 @@
+"""A gang's work with several workers, on a real, local Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tinymodel import flat
+from tinystudy import make_study
+
+from pitune.config import load_config
+from pitune.plan import Plan
+from pitune.runtime.gangs import GangSettings, run_packs
+from pitune.training import engine
+from pitune.training.loop import Alone, Seat
+from pitune.training.pack import make_packs
+from pitune.training.work import ExpertTraining
+
+
+class Sharded(ExpertTraining):
+    """Shares out every parameter, where DeepSpeed would keep small ones whole on each worker."""
+
+    def open(self, seat: Seat) -> None:
+        plain = engine._deepspeed_config
+
+        def sharded(settings: engine.EngineSettings, trainable: int) -> dict[str, Any]:
+            config = plain(settings, trainable)
+            config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+            return config
+
+        engine._deepspeed_config = sharded
+        super().open(seat)
+
+
+@pytest.mark.slow
+def test_two_workers_that_share_out_the_backbone_train_like_one(ray_session: None, tmp_path: Path) -> None:
+    """They run its trunk for other rows each, and must do so equally often: every worker has a part of it."""
+    path = make_study(tmp_path, expert={"kind": "lora", "rank": 2, "alpha": 2, "layers": 2})
+    shared, alone = (
+        Plan.of(
+            load_config(path, [f"study={tmp_path / stage}", "training.few.steps=12", f"training.zero_stage={stage}"])
+        )
+        for stage in "30"
+    )
+    for plan in (shared, alone):
+        jobs = [job for job in plan.experts() if job.slice.shots]
+        packs = make_packs(jobs, plan.config.training, [10] * len(jobs), "few")
+        assert len(packs) == 1
+        if plan is shared:
+            assert run_packs(packs, Sharded(plan.materials), GangSettings(str(tmp_path / "ray"), workers=2)) == {}
+        else:
+            ExpertTraining(plan.materials).train(packs[0], Alone())
+    for target in shared.config.targets:
+        ours, theirs = (flat(plan.materials.expert(f"experts/{target}")) for plan in (shared, alone))
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
