@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run a study as a job of a running Ray cluster, and follow its output. A template: checked with `bash -n` and with a
-# stand-in for ray, never against a cluster.
+# Run a study as a job of a running Ray cluster, and follow its output. Tried against a head started with `ray start
+# --head` on the same machine, with token authentication; never against several machines.
 #
 #   RAY_API_SERVER_ADDRESS=http://HEAD:8265 launch/submit.sh configs/quickstart.yaml /shared/studies/quickstart
 #
