@@ -26,6 +26,7 @@ Config = Annotated[Path, typer.Argument(help="the study's YAML, such as configs/
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="take this setting instead of the file's")
 ]
+STOPPED = 130  # what typer makes of Ctrl-C
 ROWS_PER_SECOND = 60  # of one core, forward and back, of a 22M-parameter encoder with short texts
 
 
@@ -99,7 +100,9 @@ def verify(config: Config, set_: Set = None) -> None:
     for problem in problems:
         err.print(problem, style="red", soft_wrap=True, highlight=False, markup=False)
     if problems:
-        raise PituneError(f"{store.root}: {len(problems)} problems; delete what they name and run the study again")
+        raise PituneError(
+            f"{store.root}: {len(problems)} problem{'s' if len(problems) > 1 else ''}; delete what is named, run again"
+        )
     artifacts = store.artifacts()
     files = sum(len(manifest["files"]) for manifest in artifacts.values())
     out.print(f"{store.root}: {len(artifacts)} artifacts, {files} files, all as their manifests say", soft_wrap=True)
@@ -155,14 +158,14 @@ def _cost(rows: int) -> str:
 def main() -> None:
     """Run the command line; what a user can mend is one line and exit code 2."""
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:  # wrong usage
         _refuse(f"{' '.join(error.format_message().split())} (see pitune --help)")
     except PituneError as error:
         _refuse(str(error))
-    except (KeyboardInterrupt, typer.Abort):
+    if code == STOPPED:
         err.print("pitune: stopped; run the same command to go on")
-        sys.exit(130)
+    sys.exit(code)
 
 
 def _refuse(why: str) -> NoReturn:

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from pitune.backbones.text import Precision, TextBackboneSettings
 from pitune.embedding.fisher import Labels
 from pitune.embedding.similarity import Similarity
-from pitune.errors import PituneError
+from pitune.errors import PituneError, reason
 from pitune.experts import AnyKind, Lora
 from pitune.interpolation.tune import InterpolationSettings, Own
 from pitune.tasks.catalogue import KNOWN
@@ -160,12 +160,13 @@ class StudyConfig(_Settings):
                 raise ValueError(
                     f"targets: {text} is a full slice; a target has shots, as in {Slice.parse(text).task}@16#0"
                 )
+        said = "found" if "top_k" in self.sweep.model_fields_set else "is by default"
         for target in self.target_slices:
             others = sum(Slice.parse(source).task != target.task for source in self.sources)
             if max(self.sweep.top_k) > others:
                 raise ValueError(
-                    f"sweep.top_k: found {max(self.sweep.top_k)}, target {target} has {others} sources of other tasks; "
-                    f"use at most {others}"
+                    f"sweep.top_k: {said} {max(self.sweep.top_k)}, "
+                    f"target {target} has {others} sources of other tasks; use at most {others}"
                 )
         split = self.runtime.workers * self.training.gradient_accumulation
         recipes = {"full": self.training.full, "few": self.training.few}
@@ -223,7 +224,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     except FileNotFoundError as error:
         raise PituneError(f"{path}: no such file; give a study's YAML, such as configs/quickstart.yaml") from error
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise PituneError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+        raise PituneError(f"{path}: cannot be read as YAML ({reason(error)})") from error
     if not OmegaConf.is_dict(base):
         raise PituneError(f"{path}: holds a list; a study has settings by name, as in configs/quickstart.yaml")
     for override in overrides:

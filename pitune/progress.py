@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 PLAIN_SECONDS = 15  # between plain lines of one stage
+KNOWN = 0.1  # the share of a stage after which the time to go can be told: workers take a while to start
 
 
 @contextlib.contextmanager
@@ -51,8 +52,9 @@ class StageProgress:
         wanted = self._of - self._there
         share = done / total if total else 1.0
         spent = now - self._began
-        left = f"{_clock(spent / share * (1 - share))} to go" if 0 < share < 1 else ""
+        left = f"{_clock(spent / share * (1 - share))} to go" if KNOWN <= share < 1 else ""
         names = ", ".join(running[:3]) + (f" and {len(running) - 3} more" if len(running) > 3 else "")
+        names = names or ("starting workers" if share == 0 else "")
         count = f"{self._there + int(share * wanted)}/{self._of}"
         if self._task is not None:
             self._bars.update(self._task, completed=self._there + share * wanted, count=count, left=left, running=names)

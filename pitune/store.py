@@ -242,6 +242,11 @@ class Store:
         except OSError as error:
             raise PituneError(f"{self.root}/{artifact}: cannot be replaced ({reason(error)})") from error
 
+    def remove(self, folder: str) -> None:
+        """Remove a folder of working files, if it is there."""
+        with contextlib.suppress(OSError):
+            self._fs.delete_dir(folder)
+
     def write(self, path: str, data: bytes) -> None:
         """Write a file that is no artifact (``study.yaml``), whole or not at all."""
         self._write(path, data)
@@ -309,8 +314,7 @@ class Store:
         """
         root = str(Path(self.root).absolute()) if self.is_local else self.root.rstrip("/")
         yield f"{root}/.ray/{name}"
-        with contextlib.suppress(OSError):
-            self._fs.delete_dir(f".ray/{name}")
+        self.remove(f".ray/{name}")
 
     def _unwritable(self, error: Exception) -> PituneError:
         return PituneError(f"study folder {self.root}: cannot be written ({reason(error)}); name one that can")

@@ -58,8 +58,8 @@ class Study:
         Raises:
             PituneError: another process works on the study; or something failed, the rest of its stage being done.
         """
+        self._open()
         with self.store.lock():
-            self._open()
             self.store.write("study.yaml", self.config.yaml().encode())
             drop_old_results(self.plan)
             write_slices(self.plan)
@@ -103,7 +103,8 @@ class Study:
                 name=stage,
             )
             work = ExpertTraining(self.materials)
-            errors = run_packs(packs, work, settings, lambda snapshot: _tell_packs(progress, snapshot))
+            names = {pack.name: _listed([str(job.slice) for job in pack.jobs]) for pack in packs}
+            errors = run_packs(packs, work, settings, lambda snapshot: _tell_packs(progress, snapshot, names))
             _raise(stage, errors, len(packs), "packs")
 
     def _embed(self, progress: Progress) -> None:
@@ -175,10 +176,14 @@ class Study:
         return wanted
 
 
-def _tell_packs(progress: Progress, snapshot: Snapshot) -> None:
+def _tell_packs(progress: Progress, snapshot: Snapshot, names: Mapping[str, str]) -> None:
     """Turn the queue's snapshot into packs done, counting the steps of those that are running."""
     in_part = sum(run.step / max(run.steps, 1) for run in snapshot.running)
-    progress.update(snapshot.done + in_part, snapshot.total, [run.pack for run in snapshot.running])
+    progress.update(snapshot.done + in_part, snapshot.total, [names[run.pack] for run in snapshot.running])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "")
 
 
 def _raise(stage: str, errors: dict[str, str], of: int, what: str) -> None:

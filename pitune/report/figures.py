@@ -78,6 +78,7 @@ def gains(targets: list[Target]) -> str:
         axes.set_ylim(-0.6, len(tasks) - 0.4)
         axes.grid(False, axis="y")
         axes.spines["left"].set_visible(False)
+    rows[0].set_xlim(right=min(rows[0].get_xlim()[1], 100.8))  # no score is higher; a dot at 100 stays whole
     _legend(drawn, [_dot("single", MUTED), _dot("pi", ACCENT), _dot("full data", PAPER, INK)])
     return svg(drawn, "Scores of the single, the interpolated and the full-data expert for each target")
 

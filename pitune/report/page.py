@@ -151,7 +151,7 @@ def _results(targets: list[Target], total: Overall) -> dict[str, Any]:
 
 
 def _target_row(target: Target, methods: list[str]) -> Row:
-    cells = [_cell(target.scores.get(method), "best" if method == target.best else "") for method in methods]
+    cells = [_cell(target.scores.get(method), "best" if method in target.best else "") for method in methods]
     gain = target.gain.mean if target.gain else None
     cells += [_gain_cell(gain, target.gain), Cell(tables.share(target.gap_closed))]
     seeds = max(len(score.values) for score in target.scores.values())
@@ -161,7 +161,7 @@ def _target_row(target: Target, methods: list[str]) -> Row:
 def _average_row(title: str, total: Overall, methods: list[str]) -> Row:
     cells = []
     for method in methods:
-        cell = _cell(total.scores.get(method), "best" if method == total.best else "")
+        cell = _cell(total.scores.get(method), "best" if method in total.best else "")
         cells.append(Cell(_number(total.means.get(method)), cell.spread, cell.seeds, cell.style))
     cells += [_gain_cell(total.gain, total.gain_seeds), Cell(tables.share(total.gap_closed))]
     return Row(title, "every target counts once", cells, average=True)

@@ -68,9 +68,9 @@ class Target:
         return ratio(self.scores)
 
     @property
-    def best(self) -> str | None:
-        """The method with the highest mean among :data:`SAME_SHOTS`."""
-        return best_method(self.scores)
+    def best(self) -> tuple[str, ...]:
+        """The methods with the highest mean among :data:`SAME_SHOTS`."""
+        return best_methods({method: score.mean for method, score in self.scores.items()})
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,9 @@ class Overall:
         return difference(self.scores, "pi", "single")
 
     @property
-    def best(self) -> str | None:
-        """The method with the highest mean among those that see the same shots."""
-        present = [method for method in SAME_SHOTS if method in self.means]
-        return max(present, key=lambda method: self.means[method]) if len(present) > 1 else None
+    def best(self) -> tuple[str, ...]:
+        """The methods with the highest mean among those that see the same shots."""
+        return best_methods(self.means)
 
     @property
     def worst(self) -> tuple[Target, float] | None:
@@ -157,10 +156,10 @@ def ratio(scores: dict[str, Score]) -> float | None:
     return closed(mean["pi"], mean["single"], mean["full"])
 
 
-def best_method(scores: dict[str, Score]) -> str | None:
-    """Return the method with the highest mean among :data:`SAME_SHOTS`; None where fewer than two are there."""
-    present = [method for method in SAME_SHOTS if method in scores]
-    return max(present, key=lambda method: scores[method].mean) if len(present) > 1 else None
+def best_methods(means: dict[str, float]) -> tuple[str, ...]:
+    """Return the methods of :data:`SAME_SHOTS` with the highest mean, to the decimal shown; none of only one."""
+    shown = {method: round(100 * means[method], 1) for method in SAME_SHOTS if method in means}
+    return tuple(method for method in shown if shown[method] == max(shown.values())) if len(shown) > 1 else ()
 
 
 def read_targets(store: Store) -> list[Target]:
@@ -277,7 +276,7 @@ def markdown(store: Store) -> str:
     head = ["task", "shots", *(NAMES[method] for method in methods), "pi − single", "gap closed"]
     lines = [_line(head), _line(["---", "---:"] + ["---:"] * (len(methods) + 2))]
     for target in targets:
-        cells = [percent(target.scores.get(m), "**" if m == target.best else "") for m in methods]
+        cells = [percent(target.scores.get(m), "**" if m in target.best else "") for m in methods]
         gain = points(target.gain.mean if target.gain else None)
         lines.append(_line([_plain(target.task), target.shots, *cells, gain, share(target.gap_closed)]))
     counts = sorted({target.shots for target in targets}, key=shots_order)
@@ -300,7 +299,7 @@ def _average_cell(total: Overall, method: str) -> str:
     """Return an average's cell: its spread only where seeds and targets are complete."""
     if method not in total.means:
         return "–"
-    mark = "**" if method == total.best else ""
+    mark = "**" if method in total.best else ""
     score = total.scores.get(method)
     spread = percent(score).partition(" ± ")[2] if score else ""
     return f"{mark}{100 * total.means[method]:.1f}{mark}" + (f" ± {spread}" if spread else "")

@@ -40,9 +40,11 @@ def headline(total: Overall, targets: list[Target]) -> list[str]:
     count = len(total.targets)
     seeds = total.gain_seeds
     spread = "" if seeds is None or math.isnan(seeds.std) else f"\u00a0±\u00a0{100 * seeds.std:.1f}"
-    verb = "gains" if gain > LEVEL else "loses" if gain < -LEVEL else "changes"
+    change = (
+        "gains nothing" if abs(gain) <= LEVEL else f"{'gains' if gain > 0 else 'loses'} {points(gain)}{spread} points"
+    )
     sentences = [
-        f"Interpolating the experts of its nearest tasks with its own, a target {verb} {points(gain)}{spread} points "
+        f"Interpolating the experts of its nearest tasks with its own, a target {change} "
         f"over its single expert: {percent(Score({0: total.means['pi']}))}\u00a0% instead of "
         f"{percent(Score({0: total.means['single']}))}\u00a0%, the mean of {plural(count, 'target')} "
         f"and {seeds_text(targets)}."
@@ -57,17 +59,21 @@ def headline(total: Overall, targets: list[Target]) -> list[str]:
         )
     wins = [target for target in total.targets if target.gain is not None and target.gain.mean > LEVEL]
     sentences.append(f"It is ahead on {len(wins)} of {plural(count, 'target')}.")
-    if total.best is not None:
-        if total.best == "pi":
-            second = max((m for m in SAME_SHOTS if m in total.means and m != "pi"), key=lambda m: total.means[m])
-            lead = f"{100 * (total.means['pi'] - total.means[second]):.1f}"
-            sentences.append(
-                f"On average it is the best of those that see the same shots, {lead} ahead of {NAMES[second]}."
-            )
-        else:
-            lead = f"{100 * (total.means[total.best] - total.means['pi']):.1f}"
-            sentences.append(f"On average {NAMES[total.best]}, which sees the same shots, is better by {lead}.")
+    if total.best:
+        sentences.append(_place(total))
     return sentences
+
+
+def _place(total: Overall) -> str:
+    """Return where the interpolated experts stand, on average, among those that see the same shots."""
+    others = sorted((m for m in SAME_SHOTS if m in total.means and m != "pi"), key=lambda m: -total.means[m])
+    lead = f"{100 * abs(total.means['pi'] - total.means[others[0]]):.1f}"
+    if total.best == ("pi",):
+        return f"On average it is the best of those that see the same shots, {lead} ahead of {NAMES[others[0]]}."
+    if "pi" in total.best:
+        level = listed([NAMES[method] for method in total.best if method != "pi"])
+        return f"On average it is as good as {level}; none that sees the same shots is better."
+    return f"On average {NAMES[others[0]]}, which sees the same shots, is better by {lead}."
 
 
 def shortfalls(total: Overall, targets: list[Target]) -> list[str]:
@@ -80,9 +86,9 @@ def shortfalls(total: Overall, targets: list[Target]) -> list[str]:
         found.append(f"Worse than the single expert: {listed(names)}.")
     elif total.gain is not None:
         found.append("On no target is it worse than the single expert.")
-    beaten = [t for t in total.targets if "pi" in t.scores and t.best not in (None, "pi", "single")]
+    beaten = [t for t in total.targets if "pi" in t.scores and t.best and not {"pi", "single"} & set(t.best)]
     if beaten:
-        names = [f"{group_name((t.task, t.shots))} ({NAMES[t.best or '']})" for t in beaten]
+        names = [f"{group_name((t.task, t.shots))} ({NAMES[t.best[0]]})" for t in beaten]
         found.append(f"Another way to use the neighbours is better on {listed(names)}.")
     if targets and all(len(score.values) == 1 for target in targets for score in target.scores.values()):
         found.append("One seed only: nothing is known of the spread.")

@@ -278,7 +278,7 @@ def commit_best(materials: Materials, target: Target) -> None:
     store.commit(target.artifacts[1], {"": table_bytes(rows)}, target.mark, inputs=target.inputs)
     for point, _ in tried:
         store.discard(point.record)  # first: a record without its interpolation would not be made again
-        store.discard(point.artifact)
+    store.remove(f"sweeps/trials/{target.slice}")
 
 
 class _Progress(tune.Callback):
