@@ -38,6 +38,8 @@ P_contra = TypeVar("P_contra", bound=Named, contravariant=True)
 MARK = "pitune-pack.json"
 """In each checkpoint: the pack, the world size and the step that it belongs to."""
 POLL_SECONDS = 0.25
+STOP_SECONDS = 30
+"""How long an interrupted driver waits for its gangs to end."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,6 @@ class _Gang:
         self._trainer = _trainer(name, queue, work, settings, packs)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.start = self._thread.start
-        self.join = self._thread.join
         self.is_alive = self._thread.is_alive
 
     def _run(self) -> None:
@@ -199,16 +200,23 @@ def _watched(gangs: Sequence[_Gang], queue: Any, on_progress: Callable[[Snapshot
 
 
 def _stop(gangs: Sequence[_Gang], queue: Any) -> None:
-    """Stop the gangs that are still alive, at once, and the queue."""
-    with contextlib.suppress(ray.exceptions.RayError):
-        if any(gang.is_alive() for gang in gangs):
-            controllers = ray.get(queue.controllers.remote(), timeout=5)
-            aborted = [controllers[gang.name].abort.remote() for gang in gangs if gang.name in controllers]
-            ray.wait(aborted, num_returns=max(1, len(aborted)), timeout=5)
-            for controller in controllers.values():
+    """Stop the gangs that are still alive, and the queue.
+
+    A gang that is just starting can be stopped once its controller is known. Its thread must not outlive Ray: a call
+    after Ray's end ends the process.
+    """
+    stopped: set[str] = set()
+    deadline = time.monotonic() + STOP_SECONDS
+    while any(gang.is_alive() for gang in gangs) and time.monotonic() < deadline:
+        with contextlib.suppress(ray.exceptions.GetTimeoutError):  # the queue is just starting too
+            known = ray.get(queue.controllers.remote(), timeout=5)
+            controllers = [controller for name, controller in known.items() if name not in stopped]
+            if controllers:
+                ray.wait([one.abort.remote() for one in controllers], num_returns=len(controllers), timeout=5)
+            for controller in controllers:
                 ray.kill(controller)
-        for gang in gangs:
-            gang.join(timeout=5)
+            stopped.update(known)
+            time.sleep(0.1)
     ray.kill(queue)
 
 
