@@ -18,10 +18,11 @@ _opened: dict[str, Materials] = {}  # a Ray worker process serves many tasks: it
 
 def opened(materials: Materials) -> Materials:
     """Return this process's own copy of ``materials``, which keeps what it has opened between calls."""
-    if materials.key not in _opened:
+    key = materials.key
+    if key not in _opened:
         _opened.clear()
-        _opened[materials.key] = materials
-    return _opened[materials.key]
+        _opened[key] = materials
+    return _opened[key]
 
 
 def fan_out(

@@ -148,9 +148,9 @@ class PackTraining:
         """Take one optimizer step: this worker's share of every expert's rows, in as many parts as accumulate."""
         engine.set_learning_rate(self.recipe.rate(step))
         parts = self.engine_settings.gradient_accumulation
-        if self.seat.world_size > 1:
-            # The trunk's output of every row, not only of this worker's: where ZeRO-3 has parts of the trunk on each
-            # worker, all of them must run it equally often.
+        if self.engine_settings.zero_stage == 3 and self.seat.world_size > 1:
+            # The trunk's output of every row, not only of this worker's: each worker has a part of the trunk, so all of
+            # them must run it equally often.
             for member, order in zip(self.members, self.orders, strict=True):
                 member.train.remember(order[step].tolist())
         mine = [order[step][self.seat.rank :: self.seat.world_size] for order in self.orders]
