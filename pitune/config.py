@@ -6,81 +6,28 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Self, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from pitune.backbones.text import Precision, TextBackboneSettings
-from pitune.embedding.fisher import Labels
-from pitune.embedding.similarity import Similarity
+from pitune.backbones.text import TextBackboneSettings
+from pitune.embedding.settings import EmbeddingSettings
 from pitune.errors import PituneError, reason
 from pitune.experts import AnyKind, Lora
-from pitune.interpolation.tune import InterpolationSettings, Own
+from pitune.interpolation.settings import InterpolationSettings, SweepSettings
+from pitune.runtime.settings import RuntimeSettings
+from pitune.settings import Settings
 from pitune.tasks.catalogue import KNOWN
 from pitune.tasks.tables import TableSource
 from pitune.tasks.task import NAME, Slice
-from pitune.training.recipe import Recipe
+from pitune.training.settings import TrainingSettings
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class TrainingSettings(_Settings):
-    """How experts are trained: recipes for whole tasks and for few shots, packs, precision, ZeRO."""
-
-    full: Recipe = Recipe()
-    few: Recipe = Recipe()
-    shots: dict[Annotated[int, Field(ge=1)], Recipe] = Field(
-        {}, description="recipes for some numbers of shots, in place of few"
-    )
-    pack_size: int = Field(6, ge=1, description="experts trained together")
-    precision: Precision = "fp32"
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    gradient_accumulation: int = Field(1, ge=1)
-    validation_examples: int = Field(256, ge=1, description="of a full slice: validated on so many at most")
-
-    def recipe(self, chosen: Slice) -> Recipe:
-        """Return how a slice is trained."""
-        return self.full if chosen.shots is None else self.shots.get(chosen.shots, self.few)
-
-
-class EmbeddingSettings(_Settings):
-    """How tasks are embedded and compared."""
-
-    labels: Labels = "empirical"
-    similarity: Similarity = "cosine_per_tensor"
-    examples: int = Field(
-        512, ge=1, description="the first so many of a slice's training examples, shuffled by its name"
-    )
-
-
-class SweepSettings(_Settings):
-    """What Ray Tune searches for each target: every combination of the three lists, with ASHA."""
-
-    top_k: tuple[Annotated[int, Field(ge=1)], ...] = Field((3,), min_length=1)
-    temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.2,), min_length=1)
-    own: tuple[Own, ...] = Field(
-        ("trained", "fresh"), min_length=1, description="the own expert: trained on the shots, or at the common start"
-    )
-    validate_every: int = Field(20, ge=1, description="steps between the scores that ASHA sees")
-    reduction_factor: int = Field(2, ge=2, description="ASHA goes on with the best one in so many")
-
-
-class RuntimeSettings(_Settings):
-    """What a gang, a task and a trial take of the cluster."""
-
-    workers: int = Field(1, ge=1, description="Ray Train workers of a gang")
-    cpus_per_worker: int = Field(1, ge=1)
-    gpus_per_worker: Literal[0, 1] = 0
-    gangs: int | None = Field(None, ge=1, description="null: as many as the cluster has room for")
-
-
-class FewShotTargets(_Settings):
+class FewShotTargets(Settings):
     """Targets as a product: every task at every number of shots with every seed."""
 
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -92,7 +39,7 @@ class FewShotTargets(_Settings):
         return tuple(f"{task}@{shots}#{seed}" for task in self.tasks for shots in self.shots for seed in self.seeds)
 
 
-class StudyConfig(_Settings):
+class StudyConfig(Settings):
     """Everything a study is made from."""
 
     study: str = Field(description="the folder or URI that the study's artifacts go to")

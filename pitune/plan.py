@@ -13,7 +13,7 @@ from pitune.embedding.graph import Edge, neighbours
 from pitune.interpolation.scoring import Prediction
 from pitune.interpolation.target import Target
 from pitune.materials import Materials
-from pitune.store import Job, Store, fingerprint
+from pitune.store import Job, Store, fingerprint_of
 from pitune.tasks.task import Slice
 from pitune.training.pack import ExpertJob
 
@@ -91,7 +91,7 @@ class Plan:
         return [
             EmbeddingJob(
                 (f"embeddings/{s}.parquet",),
-                {"makes": "embedding", "expert": self._expert_mark(s), "embedding": settings},
+                {"makes": "embedding", "expert": self._expert_fingerprint(s), "embedding": settings},
                 s,
             )
             for s in chosen
@@ -101,14 +101,14 @@ class Plan:
         """Return what the graph is made from."""
         return {
             "makes": "graph",
-            "embeddings": {str(job.slice): job.mark for job in self.embeddings()},
+            "embeddings": {str(job.slice): job.fingerprint for job in self.embeddings()},
             "similarity": self.config.embedding.similarity,
             "sources": list(self.config.sources),
         }
 
     def graph_is_current(self) -> bool:
         """Say whether the graph is there, as the configuration wants it."""
-        return self.store.is_current(GRAPH, fingerprint(self.graph_inputs()))
+        return self.store.is_current(GRAPH, fingerprint_of(self.graph_inputs()))
 
     def edges(self) -> list[Edge]:
         """Read the graph."""
@@ -122,8 +122,8 @@ class Plan:
             near = tuple((edge.source, edge.similarity) for edge in neighbours(edges, str(chosen), most))
             inputs = {
                 "makes": "interpolation",
-                "neighbours": [[name, value, self._expert_mark(Slice.parse(name))] for name, value in near],
-                "own": self._expert_mark(chosen),
+                "neighbours": [[name, value, self._expert_fingerprint(Slice.parse(name))] for name, value in near],
+                "own": self._expert_fingerprint(chosen),
                 "recipe": self.config.training.recipe(chosen).model_dump(),
                 "interpolation": self.config.interpolation.model_dump(),
                 "sweep": self.config.sweep.model_dump(mode="json"),
@@ -149,38 +149,40 @@ class Plan:
         jobs = []
         for target in self.targets():
             start = target.neighbours[0][0]
-            inputs = self._expert_inputs(target.slice, self._expert_mark(Slice.parse(start)))
+            inputs = self._expert_inputs(target.slice, self._expert_fingerprint(Slice.parse(start)))
             jobs.append(ExpertJob((f"baselines/{target.slice}/nearest",), inputs, target.slice, f"experts/{start}"))
         return sorted(jobs, key=lambda job: (self.length(job.slice), job.slice))
 
     def predictions(self) -> list[Prediction]:
         """Return what is to be scored: each target's methods, and each task's zero-shot and ceiling once."""
         wanted: list[Prediction] = []
-        averages = {str(target.slice): target.mark for target in self.averages()}
-        nearest = {str(job.slice): job.mark for job in self.nearest()}
+        averages = {str(target.slice): target.fingerprint for target in self.averages()}
+        nearest = {str(job.slice): job.fingerprint for job in self.nearest()}
         shared: dict[tuple[str, str], list[str]] = {}
         for target in self.targets():
             name, task = str(target.slice), target.slice.task
             folder = f"predictions/{name}"
-            for method, artifact, mark in (
-                ("single", f"experts/{name}", self._expert_mark(target.slice)),
+            for method, artifact, of in (
+                ("single", f"experts/{name}", self._expert_fingerprint(target.slice)),
                 ("uniform", f"baselines/{name}/uniform", averages[name]),
                 ("nearest", f"baselines/{name}/nearest", nearest[name]),
-                ("pi", f"interpolations/{name}", target.mark),
+                ("pi", f"interpolations/{name}", target.fingerprint),
             ):
-                wanted.append(Prediction((f"{folder}/{method}.parquet",), self._scored(task, mark), task, artifact))
+                wanted.append(
+                    Prediction((f"{folder}/{method}.parquet",), self._scored(task, made_from), task, artifact)
+                )
             shared.setdefault((task, f"experts/{self.ceiling(target.slice)}"), []).append(f"{folder}/full.parquet")
             shared.setdefault((task, ""), []).append(f"{folder}/zero_shot.parquet")
         for (task, artifact), places in shared.items():
-            mark = self._expert_mark(Slice.parse(artifact.removeprefix("experts/"))) if artifact else ""
-            wanted.append(Prediction(tuple(places), self._scored(task, mark), task, artifact or None))
+            made_from = self._expert_fingerprint(Slice.parse(artifact.removeprefix("experts/"))) if artifact else ""
+            wanted.append(Prediction(tuple(places), self._scored(task, made_from), task, artifact or None))
         return wanted
 
     def results_inputs(self) -> dict[str, Any]:
         """Return what the table of results is made from."""
         return {
             "makes": "results",
-            "predictions": sorted((a, one.mark) for one in self.predictions() for a in one.artifacts),
+            "predictions": sorted((a, one.fingerprint) for one in self.predictions() for a in one.artifacts),
         }
 
     # --- inputs ------------------------------------------------------------------------------------------------
@@ -209,8 +211,8 @@ class Plan:
             inputs["validation_examples"] = self.config.training.validation_examples
         return inputs
 
-    def _expert_mark(self, chosen: Slice) -> str:
-        return fingerprint(self._expert_inputs(chosen, None))
+    def _expert_fingerprint(self, chosen: Slice) -> str:
+        return fingerprint_of(self._expert_inputs(chosen, None))
 
     def _scored(self, task: str, expert: str) -> dict[str, Any]:
         return {"makes": "prediction", **self._base(), "task": self.materials.task(task).fingerprint, "expert": expert}
@@ -296,9 +298,9 @@ class Plan:
         manifest = self.store.manifest(artifact)
         if manifest is None:
             return "new", "not there"
-        if self.store.is_current(artifact, job.mark):
+        if self.store.is_current(artifact, job.fingerprint):
             return "done", ""
-        if manifest["fingerprint"] == job.mark:
+        if manifest["fingerprint"] == job.fingerprint:
             return "new", "files are missing"
         before = manifest.get("inputs", {})
         changed = sorted(key for key in {*before, *job.inputs} if before.get(key) != _plain(job.inputs.get(key)))
@@ -310,7 +312,7 @@ JobT = TypeVar("JobT", bound=Job)
 
 def missing(store: Store, jobs: Sequence[JobT]) -> list[JobT]:
     """Return the jobs whose artifacts are not all there and current."""
-    return [job for job in jobs if not all(store.is_current(artifact, job.mark) for artifact in job.artifacts)]
+    return [job for job in jobs if not all(store.is_current(artifact, job.fingerprint) for artifact in job.artifacts)]
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pitune.errors import PituneError
 from pitune.plan import METHODS, RESULTS, Plan
-from pitune.store import Store, fingerprint, table_bytes
+from pitune.store import Store, fingerprint_of, table_bytes
 from pitune.tasks.metrics import METRICS
 from pitune.tasks.task import Slice
 
@@ -20,14 +20,14 @@ def write_slices(plan: Plan) -> None:
             "validation_examples": plan.config.training.validation_examples if chosen.shots is None else None,
         }
         artifact = f"slices/{name}.parquet"
-        if not store.is_current(artifact, fingerprint(inputs)):
+        if not store.is_current(artifact, fingerprint_of(inputs)):
             task, data = materials.task(chosen.task), materials.data(chosen)
             rows = [
                 {"key": example.key, "role": role, "label": task.labels[example.label]}
                 for role in ("train", "validation")
                 for example in getattr(data, role)
             ]
-            store.commit(artifact, {"": table_bytes(rows)}, fingerprint(inputs), inputs=inputs)
+            store.commit(artifact, {"": table_bytes(rows)}, fingerprint_of(inputs), inputs=inputs)
 
 
 def write_results(plan: Plan) -> None:
@@ -37,15 +37,15 @@ def write_results(plan: Plan) -> None:
         PituneError: a prediction is missing.
     """
     inputs = plan.results_inputs()
-    if plan.store.is_current(RESULTS, fingerprint(inputs)):
+    if plan.store.is_current(RESULTS, fingerprint_of(inputs)):
         return
     rows = [_score(plan.store, target, method) for target in plan.config.target_slices for method in METHODS]
-    plan.store.commit(RESULTS, {"": table_bytes(rows)}, fingerprint(inputs), inputs=inputs)
+    plan.store.commit(RESULTS, {"": table_bytes(rows)}, fingerprint_of(inputs), inputs=inputs)
 
 
 def drop_old_results(plan: Plan) -> None:
     """Discard ``results.parquet`` where a run will make another: old scores must not stand beside new artifacts."""
-    if not plan.graph_is_current() or not plan.store.is_current(RESULTS, fingerprint(plan.results_inputs())):
+    if not plan.graph_is_current() or not plan.store.is_current(RESULTS, fingerprint_of(plan.results_inputs())):
         plan.store.discard(RESULTS)
 
 

@@ -37,7 +37,7 @@ RECORDED = ("pitune", "torch", "transformers", "peft", "deepspeed", "ray")
 """Packages whose versions every manifest names."""
 
 
-def fingerprint(inputs: Mapping[str, Any]) -> str:
+def fingerprint_of(inputs: Mapping[str, Any]) -> str:
     """Return the sha256 of ``inputs`` written as canonical JSON; equal inputs give equal fingerprints."""
     text = json.dumps({"format": FORMAT, **inputs}, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -63,10 +63,10 @@ class Job:
     artifacts: tuple[str, ...]
     inputs: Mapping[str, Any]
 
-    @property
-    def mark(self) -> str:
+    @functools.cached_property
+    def fingerprint(self) -> str:
         """The fingerprint of the inputs."""
-        return fingerprint(self.inputs)
+        return fingerprint_of(self.inputs)
 
 
 class Store:
@@ -115,10 +115,10 @@ class Store:
             raise PituneError(f"{self.root}/{path}: is no manifest (no fingerprint and files); delete it and run again")
         return manifest
 
-    def is_current(self, artifact: str, mark: str) -> bool:
-        """Say whether ``artifact`` is done, whole, and made from the inputs that ``mark`` is the fingerprint of."""
+    def is_current(self, artifact: str, fingerprint: str) -> bool:
+        """Say whether ``artifact`` is done, whole, and made from inputs with this fingerprint."""
         manifest = self.manifest(artifact)
-        if manifest is None or manifest["fingerprint"] != mark:
+        if manifest is None or manifest["fingerprint"] != fingerprint:
             return False
         paths = [f"{artifact}/{name}" if name else artifact for name in manifest["files"]]
         sizes = [info.size for info in self._fs.get_file_info(paths)]
@@ -199,13 +199,13 @@ class Store:
 
     # --- writing -----------------------------------------------------------------------------------------------
 
-    def commit(self, artifact: str, files: Mapping[str, bytes], mark: str, **facts: Any) -> None:
-        """Write an artifact; its manifest, with the fingerprint ``mark`` and ``facts``, comes last.
+    def commit(self, artifact: str, files: Mapping[str, bytes], fingerprint: str, **facts: Any) -> None:
+        """Write an artifact; its manifest, with the fingerprint ``fingerprint`` and ``facts``, comes last.
 
         Args:
             artifact: its path in the study.
             files: the content of each file by name; a single-file artifact has the one name ``""``.
-            mark: the fingerprint of everything it was made from.
+            fingerprint: the fingerprint of everything it was made from.
             facts: what else the manifest should say (metrics, seconds, seeds): JSON values.
 
         Raises:
@@ -213,7 +213,7 @@ class Store:
         """
         manifest = {
             "artifact": artifact,
-            "fingerprint": mark,
+            "fingerprint": fingerprint,
             "files": {
                 name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()
             },

@@ -19,7 +19,7 @@ from pitune.runtime.fanout import fan_out
 from pitune.runtime.gangs import GangSettings, run_packs
 from pitune.runtime.queue import Snapshot
 from pitune.runtime.sweep import search
-from pitune.store import Job, fingerprint, table_bytes
+from pitune.store import Job, fingerprint_of, table_bytes
 from pitune.tasks.task import Slice
 from pitune.training.pack import ExpertJob, make_packs
 from pitune.training.work import ExpertTraining
@@ -117,7 +117,7 @@ class Study:
         if not self.plan.graph_is_current():
             embeddings = {str(job.slice): read_embedding(self.store, str(job.slice)) for job in self.plan.embeddings()}
             edges = task_graph(embeddings, self.config.sources, self.config.embedding.similarity)
-            self.store.commit(GRAPH, {"": table_bytes(as_rows(edges))}, fingerprint(inputs), inputs=inputs)
+            self.store.commit(GRAPH, {"": table_bytes(as_rows(edges))}, fingerprint_of(inputs), inputs=inputs)
 
     def _average(self, progress: Progress) -> None:
         """Average each target's neighbours and its own expert."""

@@ -16,7 +16,7 @@ import pytest
 from pyarrow import fs
 
 from pitune.errors import PituneError
-from pitune.store import Store, fingerprint, manifest_path, table_bytes
+from pitune.store import Store, fingerprint_of, manifest_path, table_bytes
 
 FILES = {"a.txt": b"first", "b.bin": bytes(range(256))}
 
@@ -49,10 +49,10 @@ class FailingStreams:
 
 
 def test_fingerprint_is_of_the_values_not_of_their_order() -> None:
-    assert fingerprint({"a": 1, "b": [2, 3]}) == fingerprint({"b": [2, 3], "a": 1})
-    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    assert fingerprint_of({"a": 1, "b": [2, 3]}) == fingerprint_of({"b": [2, 3], "a": 1})
+    assert fingerprint_of({"a": 1}) != fingerprint_of({"a": 2})
     with pytest.raises(ValueError):
-        fingerprint({"a": float("nan")})
+        fingerprint_of({"a": float("nan")})
 
 
 def test_a_committed_folder_is_read_back(store: Store) -> None:

@@ -37,7 +37,7 @@ def embed(materials: Materials, job: EmbeddingJob) -> None:
     materials.store.commit(
         job.artifacts[0],
         {"": table_bytes(table)},
-        job.mark,
+        job.fingerprint,
         inputs=job.inputs,
         examples=len(rows),
         seconds=time.perf_counter() - began,

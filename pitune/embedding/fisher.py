@@ -8,16 +8,13 @@ batch, as the published code does, gives something else.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from pitune.embedding.settings import Labels
 from pitune.experts import Bank, Expert, ExpertKind
 from pitune.training.examples import Rows
-
-Labels = Literal["empirical", "true"]
-"""``empirical``: the data's labels; ``true``: one label per example drawn from the model's own distribution."""
 
 
 def fisher(

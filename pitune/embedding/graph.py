@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from pitune.embedding.similarity import Similarity, similarity
+from pitune.embedding.settings import Similarity
+from pitune.embedding.similarity import similarity
 from pitune.experts import Expert
 from pitune.tasks.task import Slice
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from pitune.embedding.settings import Similarity
 from pitune.experts import Expert
-
-Similarity = Literal["cosine_per_tensor", "cosine", "task2vec"]
-"""``cosine_per_tensor``: cosine of each parameter tensor, averaged (pi-Tuning, arXiv 2304.14381, section 3.2);
-``cosine``: of the whole vector; ``task2vec``: cosine of the embeddings, normalised by their sum
-(arXiv 1902.03545, eq. 5)."""
 
 
 def similarity(one: Expert, other: Expert, how: Similarity = "cosine_per_tensor") -> float:

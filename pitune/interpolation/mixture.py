@@ -9,15 +9,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pitune.experts.bank import Bank, Site, attach
 from pitune.experts.kind import Expert, ExpertKind
-
-Granularity = Literal["site", "layer", "global"]
+from pitune.interpolation.settings import Granularity
 
 
 class Mixture(nn.Module):

@@ -66,5 +66,5 @@ def predict(materials: Materials, wanted: Sequence[Prediction]) -> None:
                 "seconds": seconds / len(one.artifacts),
             }
             materials.store.commit(
-                artifact, {"": table_bytes(table)}, one.mark, inputs=one.inputs, expert=one.expert, **facts
+                artifact, {"": table_bytes(table)}, one.fingerprint, inputs=one.inputs, expert=one.expert, **facts
             )

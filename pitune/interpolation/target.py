@@ -12,7 +12,8 @@ from pitune.experts import Expert, Lora
 from pitune.experts.checkpoint import to_files
 from pitune.experts.lora import truncate
 from pitune.interpolation.mixture import Mixture, merge
-from pitune.interpolation.tune import Own, Tuned, Validation, starting_logits, tune, validate
+from pitune.interpolation.settings import Own
+from pitune.interpolation.tune import Tuned, Validation, starting_logits, tune, validate
 from pitune.materials import Materials
 from pitune.store import Job, table_bytes
 from pitune.tasks.task import Slice
@@ -108,7 +109,7 @@ def average(materials: Materials, target: Target) -> None:
     materials.store.commit(
         target.artifacts[0],
         to_files(config.expert, expert, config.backbone.uri),
-        target.mark,
+        target.fingerprint,
         inputs=target.inputs,
         slice=str(target.slice),
         top_k=k,

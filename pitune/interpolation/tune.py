@@ -5,36 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from pitune.errors import PituneError
 from pitune.experts import Expert, ExpertKind
-from pitune.interpolation.mixture import Granularity, Mixture
+from pitune.interpolation.mixture import Mixture
+from pitune.interpolation.settings import InterpolationSettings, Own, Start
 from pitune.training.examples import Rows
 from pitune.training.recipe import Recipe
-
-Start = Literal["similarity", "uniform"]
-Own = Literal["trained", "fresh"]
-"""The target's own expert in the mixture: its few-shot expert (as in the paper), or one at the common start."""
-
-
-class InterpolationSettings(BaseModel):
-    """How a target's neighbours are interpolated. Steps, rows, schedule and selection are the few-shot recipe's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    granularity: Granularity = Field("site", description="one set of weights per site, per layer or one in all")
-    start: Start = "similarity"
-    train: Literal["weights", "weights+experts"] = "weights+experts"
-    weights_learning_rate: float = Field(0.02, gt=0, description="of alpha")
-    experts_rate: float = Field(
-        0.5, gt=0, description="the experts' learning rate, as a share of the few-shot recipe's"
-    )
-    max_rank: int | None = Field(None, ge=1, description="cut the merged LoRA to this rank by SVD; null: exact")
 
 
 @dataclass(frozen=True)

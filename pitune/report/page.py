@@ -15,7 +15,7 @@ from markupsafe import Markup
 from pitune.report import contents, figures, tables, task_figures, words
 from pitune.report.contents import Manifests
 from pitune.report.tables import NAMES, Overall, Score, Target
-from pitune.store import Store, fingerprint
+from pitune.store import Store, fingerprint_of
 
 PAGE = "report.html"
 VERSION = 2
@@ -33,11 +33,11 @@ def write_report(store: Store) -> None:
     start = time.perf_counter()
     manifests = _manifests(store)
     inputs = {artifact: manifest["fingerprint"] for artifact, manifest in manifests.items()}
-    mark = fingerprint({"report": VERSION, "artifacts": inputs, "settings": contents.settings_text(store)})
-    if store.is_current(PAGE, mark):
+    fingerprint = fingerprint_of({"report": VERSION, "artifacts": inputs, "settings": contents.settings_text(store)})
+    if store.is_current(PAGE, fingerprint):
         return
     data = build_page(store).encode()
-    store.commit(PAGE, {"": data}, mark, seconds=time.perf_counter() - start)
+    store.commit(PAGE, {"": data}, fingerprint, seconds=time.perf_counter() - start)
 
 
 def build_page(store: Store) -> str:

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import ray
 import torch
 
-from pitune.config import RuntimeSettings
 from pitune.errors import one_line
 from pitune.materials import Materials
+from pitune.runtime.settings import RuntimeSettings
 
 Job = TypeVar("Job")
 _opened: dict[str, Materials] = {}  # a Ray worker process serves many tasks: it opens the materials once

@@ -23,13 +23,15 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from pitune.config import RuntimeSettings, SweepSettings, TrainingSettings
 from pitune.errors import one_line
+from pitune.interpolation.settings import Own, SweepSettings
 from pitune.interpolation.target import Target, attempt, interpolation_files
-from pitune.interpolation.tune import Own, Validation
+from pitune.interpolation.tune import Validation
 from pitune.materials import Materials
 from pitune.runtime.fanout import opened
+from pitune.runtime.settings import RuntimeSettings
 from pitune.store import Store, table_bytes
+from pitune.training.settings import TrainingSettings
 
 METRIC = "validation"  # mean cross-entropy on the validation examples: finer than the accuracy of a few
 
@@ -231,7 +233,7 @@ def run_trial(materials: Materials, point: Point) -> None:
     tuned = attempt(materials, point.target, point.top_k, point.temperature, point.own, report)
     files, error = interpolation_files(materials, point.target, point.top_k, tuned)
     materials.store.commit(
-        point.artifact, files, point.target.mark, validation=asdict(tuned.validation), rank_error=error
+        point.artifact, files, point.target.fingerprint, validation=asdict(tuned.validation), rank_error=error
     )
     _write_record(materials.store, point, told)
     tune.report(told[-1])
@@ -239,13 +241,13 @@ def run_trial(materials: Materials, point: Point) -> None:
 
 def read_record(store: Store, point: Point) -> list[dict[str, float]]:
     """Return the scores that are written down of a trial; none where the target's inputs have changed since."""
-    if not store.is_current(point.record, point.target.mark):
+    if not store.is_current(point.record, point.target.fingerprint):
         return []
     return list(json.loads(store.read(point.record)))
 
 
 def _write_record(store: Store, point: Point, told: list[dict[str, float]]) -> None:
-    store.commit(point.record, {"": json.dumps(told).encode()}, point.target.mark)
+    store.commit(point.record, {"": json.dumps(told).encode()}, point.target.fingerprint)
 
 
 def commit_best(materials: Materials, target: Target) -> None:
@@ -264,7 +266,7 @@ def commit_best(materials: Materials, target: Target) -> None:
     store.commit(
         target.artifacts[0],
         {name: store.read(best.artifact, name) for name in trial["files"]},
-        target.mark,
+        target.fingerprint,
         inputs=target.inputs,
         slice=str(target.slice),
         members=target.members(best.top_k),
@@ -275,7 +277,7 @@ def commit_best(materials: Materials, target: Target) -> None:
         rank_error=trial["rank_error"],
         seconds=sum(told[-1]["seconds"] for _, told in tried),
     )
-    store.commit(target.artifacts[1], {"": table_bytes(rows)}, target.mark, inputs=target.inputs)
+    store.commit(target.artifacts[1], {"": table_bytes(rows)}, target.fingerprint, inputs=target.inputs)
     for point, _ in tried:
         store.discard(point.record)  # first: a record without its interpolation would not be made again
     store.remove(f"sweeps/trials/{target.slice}")

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pitune.assets import fetch, located
 from pitune.errors import PituneError, reason
-from pitune.store import fingerprint
+from pitune.store import fingerprint_of
 from pitune.tasks.metrics import METRICS
 from pitune.tasks.task import NAME, SPLITS, Example, Task
 
@@ -131,8 +131,8 @@ def build_task(name: str, metric: str, labels: Mapping[str, str], rows: Mapping[
     _check_classes(name, tuple(labels), splits)
     facts = {"name": name, "modality": "text", "metric": metric, "labels": list(labels.items())}
     content = {split: [[e.key, e.text, e.label] for e in examples] for split, examples in splits.items()}
-    mark = fingerprint({"task": facts, "splits": content})
-    return Task(name, "text", metric, tuple(labels), tuple(labels.values()), splits, mark)
+    fingerprint = fingerprint_of({"task": facts, "splits": content})
+    return Task(name, "text", metric, tuple(labels), tuple(labels.values()), splits, fingerprint)
 
 
 def without_duplicates(splits: Mapping[str, list[Example]]) -> dict[str, tuple[Example, ...]]:

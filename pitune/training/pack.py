@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pitune.config import TrainingSettings
-from pitune.store import Job, fingerprint
+from pitune.store import Job, fingerprint_of
 from pitune.tasks.task import Slice
 from pitune.training.recipe import Recipe
+from pitune.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ def make_packs(
 
 def _pack(prefix: str, jobs: Sequence[ExpertJob], settings: TrainingSettings) -> Pack:
     """Name a pack by all that its checkpoints depend on: they are looked for by its name."""
-    mark = fingerprint(
+    fingerprint = fingerprint_of(
         {
-            "jobs": [job.mark for job in jobs],
+            "jobs": [job.fingerprint for job in jobs],
             "zero_stage": settings.zero_stage,
             "gradient_accumulation": settings.gradient_accumulation,
         }
     )
-    return Pack(f"{prefix}-{mark[:8]}", tuple(jobs), settings.recipe(jobs[0].slice))
+    return Pack(f"{prefix}-{fingerprint[:8]}", tuple(jobs), settings.recipe(jobs[0].slice))
 
 
 def _work(recipe: Recipe, lengths: Sequence[int]) -> int:

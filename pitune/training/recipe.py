@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from pitune.settings import Settings
 
 
-class Recipe(BaseModel):
+class Recipe(Settings):
     """Steps, rows, learning rate and which checkpoint counts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(60, ge=1, description="optimizer steps")
     batch_size: int = Field(16, ge=1, description="rows per expert and step, over all workers and accumulations")

@@ -81,7 +81,7 @@ class ExpertTraining:
         self.materials.store.commit(
             job.artifacts[0],
             {**files, "curve.parquet": table_bytes(outcome.curve)},
-            job.mark,
+            job.fingerprint,
             inputs=job.inputs,
             slice=str(job.slice),
             start=job.start or "common",

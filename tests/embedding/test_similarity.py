@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 import torch
 
-from pitune.embedding.similarity import Similarity, similarity
+from pitune.embedding.settings import Similarity
+from pitune.embedding.similarity import similarity
 from pitune.experts import Expert
 
 

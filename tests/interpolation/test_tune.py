@@ -13,7 +13,8 @@ from pitune.backbones.text import TextBackbone
 from pitune.errors import PituneError
 from pitune.experts import Bank, ExpertKind
 from pitune.interpolation.mixture import Mixture
-from pitune.interpolation.tune import InterpolationSettings, Tuned, Validation, starting_logits, tune, validate
+from pitune.interpolation.settings import InterpolationSettings
+from pitune.interpolation.tune import Tuned, Validation, starting_logits, tune, validate
 from pitune.training.recipe import Recipe
 
 LORA, ADAPTER = KINDS

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pitune.store import Store, fingerprint, table_bytes
+from pitune.store import Store, fingerprint_of, table_bytes
 
 SIX = ("amazon", "movie", "news20", "nyt", "reuters", "tweets")
 METHODS = ("zero_shot", "single", "uniform", "nearest", "pi", "full")
@@ -197,4 +197,4 @@ def curve(steps: int, seed: int) -> bytes:
 
 
 def commit(store: Store, artifact: str, files: dict[str, bytes], **facts: Any) -> None:
-    store.commit(artifact, files, fingerprint({"artifact": artifact}), **facts)
+    store.commit(artifact, files, fingerprint_of({"artifact": artifact}), **facts)

@@ -10,8 +10,8 @@ from ray.tune.search import Searcher
 from tinymodel import random_expert
 from tinystudy import make_materials
 
-from pitune.config import SweepSettings
 from pitune.experts.checkpoint import to_files
+from pitune.interpolation.settings import SweepSettings
 from pitune.interpolation.target import Target
 from pitune.runtime.sweep import OneByOne, Point, points, read_record, run_trial
 from pitune.store import Store
@@ -76,7 +76,7 @@ def test_a_trial_goes_on_from_what_is_written_down(
 
     reported.clear()
     store.discard(point.artifact)
-    store.commit(point.record, {"": json.dumps(whole[:1]).encode()}, target.mark)  # killed after its first score
+    store.commit(point.record, {"": json.dumps(whole[:1]).encode()}, target.fingerprint)  # killed after its first score
     run_trial(materials, point)
     assert reported[0] == whole[0]
     for again, before in zip(reported, whole, strict=True):
@@ -88,7 +88,7 @@ def test_a_record_of_other_inputs_does_not_count(tmp_path: Path) -> None:
     store, target = Store(str(tmp_path)), make_target("alpha@2#0")
     point = Point(target, 1, 1.0, "fresh")
     assert read_record(store, point) == []
-    store.commit(point.record, {"": b'[{"step": 1}]'}, target.mark)
+    store.commit(point.record, {"": b'[{"step": 1}]'}, target.fingerprint)
     assert read_record(store, point) == [{"step": 1}]
     store.commit(point.record, {"": b'[{"step": 1}]'}, "another")
     assert read_record(store, point) == []

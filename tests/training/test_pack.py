@@ -12,7 +12,6 @@ from safetensors.torch import load
 from tinymodel import WORDS, flat, make_task
 from tinystudy import make_materials
 
-from pitune.config import TrainingSettings
 from pitune.errors import PituneError
 from pitune.experts.checkpoint import to_files
 from pitune.materials import Materials
@@ -21,6 +20,7 @@ from pitune.tasks.task import Slice
 from pitune.training.loop import Alone
 from pitune.training.pack import ExpertJob, Pack, make_packs
 from pitune.training.recipe import Recipe
+from pitune.training.settings import TrainingSettings
 from pitune.training.work import ExpertTraining
 
 
@@ -118,7 +118,7 @@ def test_an_expert_that_is_not_a_number_is_told_and_the_others_committed(materia
     next(iter(sick.values()))["lora_B.weight"][:] = math.inf
     bad = job("bad@4#0")
     materials.store.commit(
-        "experts/bad@4#0", to_files(materials.config.expert, sick, "tiny"), bad.mark, inputs=bad.inputs
+        "experts/bad@4#0", to_files(materials.config.expert, sick, "tiny"), bad.fingerprint, inputs=bad.inputs
     )
     pack = Pack("p", (job("a@4#0"), job("b@4#0", "experts/bad@4#0")), FEW)
     with pytest.raises(

@@ -1,0 +1,39 @@
+"""How a target's neighbours are interpolated and what is searched: the sections ``interpolation`` and ``sweep``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pitune.settings import Settings
+
+Granularity = Literal["site", "layer", "global"]
+Start = Literal["similarity", "uniform"]
+Own = Literal["trained", "fresh"]
+"""The target's own expert in the mixture: its few-shot expert (as in the paper), or one at the common start."""
+
+
+class InterpolationSettings(Settings):
+    """How a target's neighbours are interpolated. Steps, rows, schedule and selection are the few-shot recipe's."""
+
+    granularity: Granularity = Field("site", description="one set of weights per site, per layer or one in all")
+    start: Start = "similarity"
+    train: Literal["weights", "weights+experts"] = "weights+experts"
+    weights_learning_rate: float = Field(0.02, gt=0, description="of alpha")
+    experts_rate: float = Field(
+        0.5, gt=0, description="the experts' learning rate, as a share of the few-shot recipe's"
+    )
+    max_rank: int | None = Field(None, ge=1, description="cut the merged LoRA to this rank by SVD; null: exact")
+
+
+class SweepSettings(Settings):
+    """What Ray Tune searches for each target: every combination of the three lists, with ASHA."""
+
+    top_k: tuple[Annotated[int, Field(ge=1)], ...] = Field((3,), min_length=1)
+    temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.2,), min_length=1)
+    own: tuple[Own, ...] = Field(
+        ("trained", "fresh"), min_length=1, description="the own expert: trained on the shots, or at the common start"
+    )
+    validate_every: int = Field(20, ge=1, description="steps between the scores that ASHA sees")
+    reduction_factor: int = Field(2, ge=2, description="ASHA goes on with the best one in so many")
