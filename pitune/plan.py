@@ -168,14 +168,12 @@ class Plan:
                 ("nearest", f"baselines/{name}/nearest", nearest[name]),
                 ("pi", f"interpolations/{name}", target.fingerprint),
             ):
-                wanted.append(
-                    Prediction((f"{folder}/{method}.parquet",), self._scored(task, made_from), task, artifact)
-                )
+                wanted.append(Prediction((f"{folder}/{method}.parquet",), self._scored(task, of), task, artifact))
             shared.setdefault((task, f"experts/{self.ceiling(target.slice)}"), []).append(f"{folder}/full.parquet")
             shared.setdefault((task, ""), []).append(f"{folder}/zero_shot.parquet")
         for (task, artifact), places in shared.items():
-            made_from = self._expert_fingerprint(Slice.parse(artifact.removeprefix("experts/"))) if artifact else ""
-            wanted.append(Prediction(tuple(places), self._scored(task, made_from), task, artifact or None))
+            of = self._expert_fingerprint(Slice.parse(artifact.removeprefix("experts/"))) if artifact else ""
+            wanted.append(Prediction(tuple(places), self._scored(task, of), task, artifact or None))
         return wanted
 
     def results_inputs(self) -> dict[str, Any]:
