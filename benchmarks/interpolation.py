@@ -8,27 +8,31 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from common import backbone, rows, side_by_side, task, trained_looking
+from common import OBJECTIVE, backbone, candidates, labels, rows, side_by_side, task, trained_looking, warm
 
+from pitune.backbones.text import TextBackbone
 from pitune.experts import Adapter, Bank, ExpertKind, Lora
 from pitune.interpolation.mixture import Mixture
-from pitune.training.examples import Rows
+from pitune.objectives import Rows
 
 K, STEPS, BATCH = 4, 20, 16
 
 
-def steps(module: Bank | Mixture, examples: Rows) -> Callable[[], None]:
+def steps(
+    encoder: TextBackbone, kind: ExpertKind, module: Bank | Mixture, examples: Rows, texts: torch.Tensor
+) -> Callable[[], None]:
     """Return what takes a few training steps of a bank of one, or of a mixture."""
-    encoder = examples.backbone
+    firsts = encoder.firsts(list(kind.sites(encoder)))
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
 
     def run() -> None:
         for chosen in examples.order("benchmark", STEPS, BATCH).tolist():
+            taken = examples.take(chosen)
             with module.attached(encoder.model):
-                embeddings = encoder(examples.inputs(chosen), examples.first)
-            logits = encoder.settings.scale * embeddings @ examples.candidates.T
+                embeddings = encoder(encoder.inputs([row.encoded for row in taken], firsts))
+            logits = OBJECTIVE.scale * embeddings @ texts.T
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(logits, examples.labels[chosen].to(logits.device)).backward()
+            torch.nn.functional.cross_entropy(logits, labels(encoder, taken)).backward()
             optimizer.step()
 
     return run
@@ -43,12 +47,14 @@ def main() -> None:
         "adapter, all layers": Adapter(),
     }
     for name, kind in kinds.items():
-        examples = rows(encoder, kind, task(), "movie@64#0")
-        examples.inputs(range(len(examples)))
+        source = task()
+        examples, texts = rows(encoder, source, "movie@64#0"), candidates(encoder, source)
+        warm(encoder, kind, examples)
         experts = [trained_looking(kind, encoder, seed) for seed in range(K + 1)]
         single = Bank(kind, experts[-1:]).to(encoder.device)
-        mixture = Mixture(kind, experts, torch.zeros(K + 1)).to(encoder.device)
-        found = side_by_side({"single": steps(single, examples), "mixture": steps(mixture, examples)})
+        mixture = Mixture(encoder, kind, experts, torch.zeros(K + 1)).to(encoder.device)
+        ways = {"single": single, "mixture": mixture}
+        found = side_by_side({way: steps(encoder, kind, module, examples, texts) for way, module in ways.items()})
         print(
             f"{name}: a step of {BATCH} rows takes {found['mixture'] / STEPS * 1000:.0f} ms with k = {K}, "
             f"{found['mixture'] / found['single']:.2f}x a single expert's"

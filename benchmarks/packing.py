@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from common import backbone, rows, side_by_side, task
+from common import OBJECTIVE, backbone, candidates, labels, rows, side_by_side, task
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel
 
@@ -30,17 +30,17 @@ def packs(encoder: TextBackbone, kind: Lora, batch: int) -> tuple[Callable[[], N
     """Return training all experts as one pack, and as packs of one."""
     source, start = task(), kind.start(encoder)
     recipe = Recipe(steps=STEPS, batch_size=batch, learning_rate=1e-3)
-    validation = rows(encoder, kind, source, "movie@1#0", "validation")
+    validation = rows(encoder, source, "movie@1#0", "validation")
     members = [
-        Member(f"movie@64#{s}", start, rows(encoder, kind, source, f"movie@64#{s}"), validation) for s in range(EXPERTS)
+        Member(f"movie@64#{s}", start, rows(encoder, source, f"movie@64#{s}"), validation) for s in range(EXPERTS)
     ]
 
     def together() -> None:
-        PackTraining(encoder, kind, members, recipe, EngineSettings(zero_stage=1)).run()
+        PackTraining(encoder, kind, OBJECTIVE, members, recipe, EngineSettings(zero_stage=1)).run()
 
     def alone() -> None:
         for member in members:
-            PackTraining(encoder, kind, [member], recipe, EngineSettings(zero_stage=1)).run()
+            PackTraining(encoder, kind, OBJECTIVE, [member], recipe, EngineSettings(zero_stage=1)).run()
 
     return together, alone
 
@@ -48,25 +48,28 @@ def packs(encoder: TextBackbone, kind: Lora, batch: int) -> tuple[Callable[[], N
 def peft(encoder: TextBackbone, kind: Lora, batch: int) -> Callable[[], None]:
     """Return training PEFT's model on each slice in turn, as one would by hand."""
     source = task()
+    texts = candidates(encoder, source)
     model = get_peft_model(
         AutoModel.from_pretrained(encoder.model.config._name_or_path).eval(),
         LoraConfig(r=kind.rank, lora_alpha=kind.alpha, target_modules=sorted(kind.sites(encoder))),
     )
     model.to(encoder.device)
-    slices = [rows(encoder, kind, source, f"movie@64#{seed}") for seed in range(EXPERTS)]
+    slices = [rows(encoder, source, f"movie@64#{seed}") for seed in range(EXPERTS)]
     recipe = Recipe(steps=STEPS, batch_size=batch)
 
     def one_after_another() -> None:
         for seed, slice_rows in enumerate(slices):
             optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
             for chosen in slice_rows.order(f"movie@64#{seed}", recipe.steps, batch).tolist():
-                inputs = encoder.collate([slice_rows.ids[row] for row in chosen])
-                states = model(input_ids=inputs.ids, attention_mask=inputs.mask).last_hidden_state
-                mask = inputs.mask.unsqueeze(-1).float()
+                taken = slice_rows.take(chosen)
+                inputs = encoder.collate([row.encoded for row in taken])
+                inputs = {name: tensor.to(encoder.device) for name, tensor in inputs.items()}
+                states = model(**inputs).last_hidden_state
+                mask = inputs["attention_mask"].unsqueeze(-1).float()
                 embeddings = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
-                logits = encoder.settings.scale * embeddings @ slice_rows.candidates.T
+                logits = OBJECTIVE.scale * embeddings @ texts.T
                 optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(logits, slice_rows.labels[chosen].to(logits.device)).backward()
+                torch.nn.functional.cross_entropy(logits, labels(encoder, taken)).backward()
                 optimizer.step()
 
     return one_after_another

@@ -14,11 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from pitune.backbones.text import TextBackboneSettings
+from pitune.backbones import TextSettings
 from pitune.embedding.settings import EmbeddingSettings
 from pitune.errors import PituneError, reason
 from pitune.experts import AnyKind, Lora
 from pitune.interpolation.settings import InterpolationSettings, SweepSettings
+from pitune.objectives import Match
 from pitune.runtime.settings import RuntimeSettings
 from pitune.settings import Settings
 from pitune.tasks.catalogue import KNOWN
@@ -43,10 +44,11 @@ class StudyConfig(Settings):
     """Everything a study is made from."""
 
     study: str = Field(description="the folder or URI that the study's artifacts go to")
-    backbone: TextBackboneSettings
+    backbone: TextSettings
     tasks: dict[str, TableSource | None] = Field(
         min_length=1, description="names from the catalogue, or tables of your own"
     )
+    objective: Match = Match()
     expert: Annotated[AnyKind, Field(discriminator="kind")] = Lora()
     sources: tuple[str, ...] = Field(min_length=1, description="slices whose experts may help others")
     targets: tuple[str, ...] = Field(min_length=1, description="few-shot slices to be helped")

@@ -5,81 +5,108 @@ A :class:`Materials` is small and picklable until it is used; every worker opens
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 
 from pitune.assets import Asset, fetch, located
-from pitune.backbones.text import TextBackbone
-from pitune.config import StudyConfig
+from pitune.backbones import Backbone, BackboneSettings, Precision
 from pitune.errors import PituneError
-from pitune.experts import Expert
+from pitune.experts import Expert, ExpertKind
 from pitune.experts.checkpoint import CONFIG, WEIGHTS, from_files
+from pitune.objectives import Objective, Rows
+from pitune.objectives.rows import seed_of
 from pitune.store import Store
 from pitune.tasks.catalogue import load_task
+from pitune.tasks.tables import TableSource
 from pitune.tasks.task import Example, Slice, SliceData, Task, draw
-from pitune.training.examples import Rows
+
+Data = tuple[tuple[Slice, float], ...]
+"""What an expert is trained on: slices, each with its weight."""
 
 
 class Materials:
-    """A study's configuration and store, and what is opened from them.
+    """A study's store, and what is opened for it.
 
     Args:
-        config: the study.
         store: its artifacts.
+        backbone: the settings of the backbone.
+        kind: of the experts.
+        objective: of all tasks.
+        precision: of the frozen matrices.
+        tasks: each task's table; None for one of the catalogue.
+        validation_examples: a full slice validates on so many at most.
+        gpu: whether workers compute on a GPU; the driver never does.
         hashes: of the backbone and of tasks, by name, as another process of the study found them.
     """
 
-    def __init__(self, config: StudyConfig, store: Store, hashes: Mapping[str, str] | None = None) -> None:
-        self.config = config
+    def __init__(
+        self,
+        store: Store,
+        *,
+        backbone: BackboneSettings,
+        kind: ExpertKind,
+        objective: Objective,
+        precision: Precision = "fp32",
+        tasks: Mapping[str, TableSource | None],
+        validation_examples: int = 256,
+        gpu: bool = False,
+        hashes: Mapping[str, str] | None = None,
+    ) -> None:
         self.store = store
+        self.settings, self.kind, self.objective, self.precision = backbone, kind, objective, precision
+        self.sources = dict(tasks)
+        self.validation_examples = validation_examples
+        self.gpu = gpu
+        self._device = "cpu"
         self._hashes = dict(hashes or {})
         self._tasks: dict[str, Task] = {}
         self._data: dict[Slice, SliceData] = {}
-        self._rows: dict[Any, Rows] = {}
 
-    def __reduce__(self) -> tuple[type[Materials], tuple[StudyConfig, Store, dict[str, str]]]:
-        return Materials, (_located(self.config), self.store, self._hashes)
+    def __reduce__(self) -> tuple[object, ...]:
+        sources = {name: source.located() if source else None for name, source in self.sources.items()}
+        backbone = self.settings.model_copy(update={"uri": located(self.settings.uri)})
+        held = (self.store, backbone, self.kind, self.objective, self.precision, sources)
+        return _in_worker, (*held, self.validation_examples, self.gpu, self._hashes)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What tells these materials from others in one process."""
-        return json.dumps([self.store.root, self.config.model_dump(mode="json"), self._hashes])
+        parts = [part.model_dump(mode="json") for part in (self.settings, self.kind, self.objective)]
+        sources = {name: source.model_dump() if source else None for name, source in self.sources.items()}
+        return json.dumps([self.store.root, self.precision, self.validation_examples, parts, sources, self._hashes])
 
     @cached_property
     def backbone_asset(self) -> Asset:
         """The backbone's folder and content hash."""
-        asset = fetch(self.config.backbone.uri)
+        asset = fetch(self.settings.uri)
         self._agree("backbone", asset.sha256)
         return asset
 
     @cached_property
-    def backbone(self) -> TextBackbone:
-        """The frozen backbone, on a GPU where workers have one each."""
+    def backbone(self) -> Backbone:
+        """The frozen backbone; in a worker that has a GPU, on it."""
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        backbone = TextBackbone(self.backbone_asset.path, self.config.backbone, self.config.training.precision)
-        return backbone.to("cuda" if self.config.runtime.gpus_per_worker and torch.cuda.is_available() else "cpu")
-
-    @cached_property
-    def first(self) -> int:
-        """The lowest layer that has experts."""
-        return self.config.expert.first_layer(self.backbone.depth)
+        return self.settings.open(self.backbone_asset.path, self.precision).to(self._device)
 
     @cached_property
     def start(self) -> Expert:
         """The expert that every expert of the study starts from."""
-        return self.config.expert.start(self.backbone)
+        return self.kind.start(self.backbone)
+
+    @cached_property
+    def firsts(self) -> dict[str, int]:
+        """The lowest layer with an expert, by tower."""
+        return self.backbone.firsts(list(self.start))
 
     def task(self, name: str) -> Task:
         """Return a task, read on first use."""
         if name not in self._tasks:
-            task = load_task(name, self.config.tasks[name])
+            task = load_task(name, self.sources[name])
             self._agree(f"task {name}", task.fingerprint)
             self._tasks[name] = task
         return self._tasks[name]
@@ -89,29 +116,18 @@ class Materials:
         if chosen not in self._data:
             drawn = draw(self.task(chosen.task), chosen)
             if chosen.shots is None:
-                drawn = SliceData(
-                    drawn.train, sample(drawn.validation, self.config.training.validation_examples, "validation")
-                )
+                drawn = SliceData(drawn.train, sample(drawn.validation, self.validation_examples, "validation"))
             self._data[chosen] = drawn
         return self._data[chosen]
 
-    def rows(self, chosen: Slice, role: str, keep: bool = True) -> Rows:
-        """Return the ``train`` or ``validation`` rows of a slice, ready for the backbone; kept for the next call."""
-        key = (chosen, role, keep)
-        if key not in self._rows:
-            self._rows[key] = Rows(
-                self.backbone, self.task(chosen.task), getattr(self.data(chosen), role), self.first, keep
-            )
-        return self._rows[key]
+    def rows(self, data: Data, role: str, again: bool = True) -> Rows:
+        """Return the ``train`` or ``validation`` rows of slices, ready for the backbone."""
+        parts = [(self.task(chosen.task), getattr(self.data(chosen), role), weight) for chosen, weight in data]
+        return Rows(self.backbone, self.objective, parts, again)
 
-    def embedded_rows(self, chosen: Slice) -> Rows:
-        """Return the training rows that a slice's Fisher information is taken over."""
-        examples = sample(self.data(chosen).train, self.config.embedding.examples, f"fisher {chosen}")
-        return Rows(self.backbone, self.task(chosen.task), examples, self.first, keep=False)
-
-    def forget_rows(self, but: str | None = None) -> None:
-        """Free the rows, and the trunk outputs they keep, of all tasks but one."""
-        self._rows = {key: rows for key, rows in self._rows.items() if key[0].task == but}
+    def rows_of(self, task: str, examples: Sequence[Example], again: bool = True) -> Rows:
+        """Return examples of a task as rows."""
+        return Rows(self.backbone, self.objective, [(self.task(task), examples, 1.0)], again)
 
     def expert(self, artifact: str) -> Expert:
         """Read a committed expert."""
@@ -128,21 +144,36 @@ class Materials:
             )
 
 
-def _located(config: StudyConfig) -> StudyConfig:
-    """Return ``config`` for a worker, whose working folder is another: with absolute paths."""
-    backbone = config.backbone.model_copy(update={"uri": located(config.backbone.uri)})
-    return config.model_copy(
-        update={
-            "backbone": backbone,
-            "tasks": {name: source.located() if source else None for name, source in config.tasks.items()},
-        }
+def _in_worker(
+    store: Store,
+    backbone: BackboneSettings,
+    kind: ExpertKind,
+    objective: Objective,
+    precision: Precision,
+    tasks: Mapping[str, TableSource | None],
+    validation_examples: int,
+    gpu: bool,
+    hashes: Mapping[str, str],
+) -> Materials:
+    """Rebuild materials in a worker, whose working folder is another: their paths are absolute by now."""
+    made = Materials(
+        store,
+        backbone=backbone,
+        kind=kind,
+        objective=objective,
+        precision=precision,
+        tasks=tasks,
+        validation_examples=validation_examples,
+        gpu=gpu,
+        hashes=hashes,
     )
+    made._device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+    return made
 
 
 def sample(examples: tuple[Example, ...], most: int, name: str) -> tuple[Example, ...]:
     """Return at most ``most`` of ``examples``, the same ones for the same ``name``, in their order."""
     if len(examples) <= most:
         return examples
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-    chosen = np.random.default_rng(seed).choice(len(examples), most, replace=False)
+    chosen = np.random.default_rng(seed_of(name)).choice(len(examples), most, replace=False)
     return tuple(examples[index] for index in sorted(chosen))

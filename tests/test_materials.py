@@ -11,7 +11,7 @@ from tinymodel import make_task
 from pitune.config import StudyConfig
 from pitune.errors import PituneError
 from pitune.materials import Materials, sample
-from pitune.store import Store
+from pitune.plan import Plan
 from pitune.tasks.task import Slice
 
 
@@ -30,7 +30,7 @@ def materials(tiny_folder: Path, tmp_path: Path) -> Materials:
             "embedding": {"examples": 7},
         }
     )
-    made = Materials(config, Store(tmp_path))
+    made = Plan.of(config).materials
     made._tasks = {"movie": make_task("movie", 2, 60)}
     return made
 
@@ -50,22 +50,19 @@ def test_samples_are_the_names_and_keep_their_order() -> None:
     assert sample(examples, 60, "a") == examples
 
 
-def test_rows_skip_the_trunk_and_are_kept_until_forgotten(materials: Materials) -> None:
-    chosen = Slice.parse("movie@2#0")
-    rows = materials.rows(chosen, "train")
-    assert materials.first == rows.first == 1
-    assert materials.rows(chosen, "train") is rows
-    materials.forget_rows()
-    assert materials.rows(chosen, "train") is not rows
-    assert len(materials.embedded_rows(Slice.parse("movie@full#0"))) == 7
+def test_rows_of_several_slices_are_each_of_their_own_task(materials: Materials) -> None:
+    few, full = Slice.parse("movie@2#0"), Slice.parse("movie@full#0")
+    rows = materials.rows(((few, 1.0), (full, 3.0)), "train")
+    assert (materials.firsts, rows.sizes, len(rows)) == ({"text": 1}, [4, 60], 64)
+    assert rows.targets(range(4)) == [example.label for example in materials.data(few).train]
 
 
 def test_what_is_sent_to_a_worker_is_small(materials: Materials) -> None:
-    materials.rows(Slice.parse("movie@2#0"), "train")
+    materials.rows(((Slice.parse("movie@2#0"), 1.0),), "train")
     sent = pickle.dumps(materials)
     assert len(sent) < 20_000
     again = pickle.loads(sent)
-    assert again.config == materials.config and again.store.root == materials.store.root
+    assert again.kind == materials.kind and again.store.root == materials.store.root
     assert "backbone" not in vars(again)
 
 
@@ -81,13 +78,13 @@ def test_a_worker_finds_relative_paths_from_its_own_folder(
         "targets": ["own@2#0"],
         "sweep": {"top_k": [1]},
     }
-    sent = pickle.dumps(Materials(StudyConfig.model_validate(values), Store("study")))
+    sent = pickle.dumps(Plan.of(StudyConfig.model_validate(values)).materials)
     monkeypatch.chdir(tmp_path)
-    config = pickle.loads(sent).config
-    own = config.tasks["own"]
-    assert config.backbone.uri == str(tiny_folder)
+    found = pickle.loads(sent)
+    own = found.sources["own"]
+    assert found.settings.uri == str(tiny_folder)
     assert own is not None and own.train == str(tiny_folder.parent / "data" / "own.csv") and own.test is None
-    assert config.tasks["movie"] is None
+    assert found.sources["movie"] is None
 
 
 def test_a_worker_with_another_copy_is_told_so(materials: Materials, tiny_folder: Path, tmp_path: Path) -> None:

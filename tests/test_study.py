@@ -10,12 +10,11 @@ from tinystudy import LABELS, make_study
 
 from pitune.config import load_config
 from pitune.errors import PituneError
-from pitune.interpolation.scoring import probabilities
+from pitune.interpolation.scoring import answers
 from pitune.plan import METHODS
 from pitune.results import drop_old_results, write_results, wrong_scores
 from pitune.study import Study
 from pitune.tasks.metrics import METRICS
-from pitune.training.examples import Rows
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +83,7 @@ def test_every_artifact_of_the_layout_is_there_and_whole(study: Study) -> None:
 def test_every_value_is_what_the_committed_expert_scores(study: Study) -> None:
     for row in study.store.table("results.parquet").to_pylist():
         task = study.materials.task(row["task"])
-        rows = Rows(study.materials.backbone, task, task.splits["test"], study.materials.first, keep=False)
+        rows = study.materials.rows_of(row["task"], task.splits["test"], again=False)
         artifact = {
             "zero_shot": None,
             "single": f"experts/{row['slice']}",
@@ -93,8 +92,9 @@ def test_every_value_is_what_the_committed_expert_scores(study: Study) -> None:
             "pi": f"interpolations/{row['slice']}",
             "full": f"experts/{row['task']}@full#0",
         }[row["method"]]
-        expert = study.materials.expert(artifact) if artifact else study.materials.start
-        choices = probabilities(study.config.expert, [expert], rows)[0].argmax(-1).tolist()
+        experts = [study.materials.expert(artifact)] if artifact else []
+        made = study.materials
+        choices = answers(made.backbone, made.kind, made.objective, experts, rows)[0][0]
         expected = METRICS[task.metric]([example.label for example in task.splits["test"]], choices)
         assert row["value"] == pytest.approx(expected), row
 

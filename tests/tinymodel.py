@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertTokenizerFast
 
-from pitune.backbones.text import Precision, TextBackbone, TextBackboneSettings
+from pitune.backbones import Backbone, Precision
+from pitune.backbones.text import TextBackbone, TextSettings
 from pitune.experts import Adapter, Expert, ExpertKind, Lora
+from pitune.interpolation.tune import Setting
+from pitune.objectives import Match, Rows
 from pitune.tasks.task import Example, Task
-from pitune.training.examples import Rows
 
 WORDS = [f"w{number}" for number in range(60)]
 SHAPES: dict[str, dict[str, object]] = {
@@ -25,6 +28,7 @@ SHAPES: dict[str, dict[str, object]] = {
         **{"cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2},
     },
 }
+MATCH = Match(scale=10.0)
 KINDS: tuple[ExpertKind, ...] = (Lora(rank=2, alpha=6, layers=2), Adapter(width=4, layers=2))
 
 
@@ -46,8 +50,20 @@ def save_encoder(folder: Path, family: str) -> Path:
 
 def open_encoder(folder: Path, precision: Precision = "fp32", **settings: object) -> TextBackbone:
     """Open it."""
-    chosen = {"uri": "tiny", "max_tokens": 24, "scale": 10.0, **settings}
-    return TextBackbone(folder, TextBackboneSettings.model_validate(chosen), precision)
+    chosen = {"uri": "tiny", "max_tokens": 24, **settings}
+    return TextBackbone(folder, TextSettings.model_validate(chosen), precision)
+
+
+def embed(encoder: Backbone, texts: Sequence[str]) -> Tensor:
+    """Embed texts with whatever is attached to the encoder, from its lowest layer on: (texts, width)."""
+    tower = encoder.texts_tower
+    with torch.no_grad():
+        return encoder(encoder.inputs(encoder.encode_texts(texts), {tower: 0}))
+
+
+def token_ids(encoder: TextBackbone, texts: Sequence[str]) -> list[list[int]]:
+    """Return each text's token ids."""
+    return [list(row.content) for row in encoder.encode_texts(texts)]
 
 
 def make_task(name: str, classes: int, examples: int, longest: int = 12) -> Task:
@@ -67,12 +83,17 @@ def make_task(name: str, classes: int, examples: int, longest: int = 12) -> Task
     return Task(name, "text", "accuracy", labels, texts, splits, f"{name}-{classes}-{examples}")
 
 
-def make_rows(encoder: TextBackbone, kind: ExpertKind, task: Task, split: str = "train", keep: bool = True) -> Rows:
+def make_rows(encoder: Backbone, task: Task, split: str = "train", again: bool = True) -> Rows:
     """Make the rows of a split."""
-    return Rows(encoder, task, task.splits[split], kind.first_layer(encoder.depth), keep)
+    return Rows(encoder, MATCH, [(task, task.splits[split], 1.0)], again)
 
 
-def random_expert(kind: ExpertKind, encoder: TextBackbone, seed: int, size: float = 0.1) -> Expert:
+def setting(encoder: Backbone, kind: ExpertKind) -> Setting:
+    """Return what a mixture of this kind acts on."""
+    return Setting(encoder, kind, MATCH, encoder.firsts(list(kind.start(encoder))))
+
+
+def random_expert(kind: ExpertKind, encoder: Backbone, seed: int, size: float = 0.1) -> Expert:
     """Return an expert with no zero parameters, as after training."""
     generator = torch.Generator().manual_seed(seed)
     return {

@@ -1,1 +1,27 @@
-"""Backbones: one file per model family, saying what goes in and how candidates are scored."""
+"""Backbones: frozen towers, one file for each family."""
+
+from pitune.backbones.base import (
+    Backbone,
+    BackboneSettings,
+    Encoded,
+    Inputs,
+    Precision,
+    Site,
+    Tower,
+)
+from pitune.backbones.text import TextSettings
+
+BACKBONES: tuple[type[BackboneSettings], ...] = (TextSettings,)
+"""Every family of backbones, by its settings; a new one is added here, and nowhere else. The first is the default."""
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "BackboneSettings",
+    "Encoded",
+    "Inputs",
+    "Precision",
+    "Site",
+    "TextSettings",
+    "Tower",
+]

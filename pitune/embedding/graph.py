@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+import torch
+
 from pitune.embedding.settings import Similarity
 from pitune.embedding.similarity import similarity
 from pitune.experts import Expert
+from pitune.store import Store
 from pitune.tasks.task import Slice
 
 
@@ -50,3 +54,13 @@ def neighbours(edges: Sequence[Edge], target: str, k: int) -> list[Edge]:
 def as_rows(edges: Sequence[Edge]) -> list[dict[str, object]]:
     """Return the edges as rows of ``graph.parquet``."""
     return [asdict(edge) for edge in edges]
+
+
+def read_embedding(store: Store, chosen: str) -> Expert:
+    """Read a committed task embedding, in the shape of an expert."""
+    found: Expert = {}
+    for row in store.table(f"embeddings/{chosen}.parquet").to_pylist():
+        site, key = row["parameter"].split("|")
+        values = np.asarray(row["fisher"], dtype=np.float32).reshape(row["shape"])
+        found.setdefault(site, {})[key] = torch.from_numpy(values)
+    return found

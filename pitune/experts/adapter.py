@@ -59,7 +59,7 @@ class Adapter(ExpertKind):
         update = torch.baddbmm(up_bias.unsqueeze(1), ACTIVATIONS[self.activation](inner), up.transpose(1, 2))
         return y + update.view_as(y)
 
-    def contract(self, tensors: Tensors, weights: Tensor) -> dict[str, Tensor]:
+    def mix(self, tensors: Tensors, weights: Tensor) -> dict[str, Tensor]:
         """Average the parameters, as the paper does (eq. 5)."""
         return {name: torch.tensordot(weights, tensor, dims=1).unsqueeze(0) for name, tensor in tensors.items()}
 

@@ -29,13 +29,6 @@ class Site(nn.Module):
         """Return the parameters by their own names."""
         return {name.replace("|", "."): tensor for name, tensor in self.held.items()}
 
-    def forward(self, x: Tensor, y: Tensor, which: Sequence[int] | None = None) -> Tensor:
-        """Return the module's output ``y`` (E · rows, tokens, width) with the experts (or some of them) acting."""
-        tensors: Tensors = self.tensors()
-        if which is not None:
-            tensors = {name: tensor[list(which)] for name, tensor in tensors.items()}
-        return self.kind.apply(tensors, x, y)
-
 
 class Bank(nn.Module):
     """E experts of one kind.
@@ -76,28 +69,45 @@ class Bank(nn.Module):
             found.setdefault(site.replace("|", "."), {})[key.replace("|", ".")] = cut
         return found
 
-    @contextlib.contextmanager
-    def attached(self, model: nn.Module, which: Sequence[int] | None = None) -> Iterator[None]:
-        """Let the experts act on ``model`` (a Hugging Face model) inside the block; afterwards it is as it was.
+    def only(self, which: Sequence[int]) -> _Some:
+        """Return some of the experts, one for each group of rows, as who acts."""
+        return _Some(self, list(which))
 
-        Args:
-            model: what they act on.
-            which: the experts that act, one for each group of rows; None: all.
-        """
-        handles = attach(model, {name: functools.partial(site, which=which) for name, site in self.named_sites()})
+    def attached(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Let all experts act on ``model`` (a Hugging Face model) inside the block; afterwards it is as it was."""
+        return self.only(range(self.size)).attached(model)
+
+
+class _Some:
+    """Some experts of a bank."""
+
+    def __init__(self, bank: Bank, which: list[int]) -> None:
+        self.bank, self.which = bank, which
+
+    @contextlib.contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        """Let them act on ``model`` inside the block."""
+        sites = {name: functools.partial(self._tensors, site) for name, site in self.bank.named_sites()}
+        handles = attach(self.bank.kind, model, sites)
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
+    def _tensors(self, site: Site) -> Tensors:
+        tensors: Tensors = site.tensors()
+        if self.which == list(range(self.bank.size)):
+            return tensors
+        return {name: tensor[self.which] for name, tensor in tensors.items()}
+
 
 def attach(
-    model: nn.Module, sites: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
+    kind: ExpertKind, model: nn.Module, sites: Mapping[str, Callable[[], Tensors]]
 ) -> list[torch.utils.hooks.RemovableHandle]:
-    """Make each site, called with (input, output) of its module, take part in ``model``'s pass; return the handles."""
+    """Make the experts' tensors at each site, (E, …) whenever asked, take part in ``model``'s pass."""
 
-    def hook(site: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-        return lambda _, inputs, output: site(inputs[0], output)
+    def hook(tensors: Callable[[], Tensors]) -> Callable[..., Tensor]:
+        return lambda _, inputs, output: kind.apply(tensors(), inputs[0], output)
 
-    return [model.get_submodule(name).register_forward_hook(hook(site)) for name, site in sites.items()]
+    return [model.get_submodule(name).register_forward_hook(hook(tensors)) for name, tensors in sites.items()]

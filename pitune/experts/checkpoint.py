@@ -122,7 +122,8 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     _check_fit(kind, expert, model, str(path))
     bank = Bank(kind, [expert]).requires_grad_(False)
     place = next(model.parameters())
-    attach(model, dict(bank.to(place.device, place.dtype).named_sites()))
+    held = dict(bank.to(place.device, place.dtype).named_sites())
+    attach(kind, model, {name: site.tensors for name, site in held.items()})
     model.add_module("expert", bank)
     return model
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from pitune.backbones.text import TextBackbone
+from pitune.backbones import Backbone
 from pitune.errors import PituneError
+from pitune.settings import Settings
 
 Tensors = Mapping[str, Tensor]
 """A site's parameters by name. With the expert axis each is (E, …); of one expert, without it."""
@@ -19,13 +20,11 @@ Expert = dict[str, dict[str, Tensor]]
 """One expert: its parameters (without the expert axis) by site, a site being a module's path in the backbone."""
 
 
-class ExpertKind(BaseModel, ABC):
+class ExpertKind(Settings, ABC):
     """The settings of one expert kind, and all that differs between kinds.
 
     To add a kind: subclass this in a file of its own and name it in ``pitune.experts.AnyKind``.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: str
     layers: int | None = Field(None, ge=1, description="only the last so many layers have experts; null: all")
@@ -45,19 +44,19 @@ class ExpertKind(BaseModel, ABC):
             )
         return 0 if self.layers is None else depth - self.layers
 
-    def sites(self, backbone: TextBackbone) -> dict[str, nn.Linear]:
+    def sites(self, backbone: Backbone) -> dict[str, nn.Linear]:
         """Return the linear modules that this kind acts on, by their path in the Hugging Face model.
 
         Raises:
             PituneError: there is none.
         """
-        first = self.first_layer(backbone.depth)
-        above = {id(module) for layer in list(backbone.layers)[first:] for module in layer.modules()}
-        found = {
-            name: module
-            for name, module in backbone.model.named_modules()
-            if id(module) in above and isinstance(module, nn.Linear) and self.is_site(name)
-        }
+        found = {}
+        for path, module in backbone.model.named_modules():
+            site = backbone.locate(path)
+            if site is None or site.tower != backbone.examples_tower or not isinstance(module, nn.Linear):
+                continue
+            if self.is_site(path) and site.layer >= self.first_layer(backbone.towers[site.tower].depth):
+                found[path] = module
         if not found:
             linear = sorted(
                 {name.split(".", 3)[-1] for name, m in backbone.model.named_modules() if isinstance(m, nn.Linear)}
@@ -67,7 +66,7 @@ class ExpertKind(BaseModel, ABC):
             )
         return found
 
-    def start(self, backbone: TextBackbone) -> Expert:
+    def start(self, backbone: Backbone) -> Expert:
         """Return the expert that every expert of the study starts from."""
         generator = torch.Generator().manual_seed(self.seed)
         return {name: self.initial(module, generator) for name, module in self.sites(backbone).items()}
@@ -91,7 +90,7 @@ class ExpertKind(BaseModel, ABC):
         """
 
     @abstractmethod
-    def contract(self, tensors: Tensors, weights: Tensor) -> dict[str, Tensor]:
+    def mix(self, tensors: Tensors, weights: Tensor) -> dict[str, Tensor]:
         """Mix E experts with ``weights`` (E,) into one effective expert, parameters (1, …)."""
 
     @abstractmethod

@@ -55,7 +55,7 @@ class Lora(ExpertKind):
         update = torch.bmm(inner, b.transpose(1, 2))  # (E, rows · tokens, output width)
         return torch.add(y, update.view_as(y), alpha=self.alpha / self.rank)
 
-    def contract(self, tensors: Tensors, weights: Tensor) -> dict[str, Tensor]:
+    def mix(self, tensors: Tensors, weights: Tensor) -> dict[str, Tensor]:
         """Mix in delta space, exactly: Σ wᵢ Bᵢ Aᵢ = [w₁B₁ … wₙBₙ] [A₁; …; Aₙ], one LoRA of rank E · rank."""
         a, b = tensors[A], tensors[B] * weights.view(-1, 1, 1)
         return {A: a.reshape(1, -1, a.shape[-1]), B: b.permute(1, 0, 2).reshape(1, b.shape[1], -1)}

@@ -1,70 +1,91 @@
-"""Scoring on the test split: several experts at once, the trunk run once for all of them."""
+"""Scoring on the test split: several experts at once, what no expert touches run once for all of them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pitune.backbones import Backbone
 from pitune.experts import Bank, Expert, ExpertKind
 from pitune.materials import Materials
+from pitune.objectives import NOBODY, Objective, Rows
 from pitune.store import Job, table_bytes
 from pitune.tasks.metrics import METRICS
-from pitune.training.examples import Rows
 
 ROWS = 32  # of each expert, in a batch
 
 
 @dataclass(frozen=True)
-class Prediction(Job):
-    """An expert to score on a task's test split; None: the backbone alone."""
+class ScoringJob(Job):
+    """An expert (an artifact) to score on a task's test split; None: the backbone alone."""
 
     task: str
     expert: str | None
 
 
 @torch.no_grad()
-def probabilities(kind: ExpertKind, experts: Sequence[Expert], rows: Rows) -> Tensor:
-    """Return each expert's label probabilities for every row: (E, rows, labels), float32, on the CPU."""
-    bank = Bank(kind, experts).to(rows.backbone.device)
-    found = torch.empty(len(experts), len(rows), len(rows.candidates))
-    order = rows.by_length()
+def answers(
+    backbone: Backbone, kind: ExpertKind, objective: Objective, experts: Sequence[Expert], rows: Rows
+) -> tuple[list[list[Any]], Tensor]:
+    """Return the answer of each expert to each row, and how sure it is of it, (E, rows), on the CPU.
+
+    Without experts the backbone alone answers: E is 1.
+    """
+    acting = Bank(kind, experts).to(backbone.device) if experts else NOBODY
+    firsts = backbone.firsts(list(experts[0])) if experts else {}
+    copies = max(1, len(experts))
+    said: list[list[Any]] = [[None] * len(rows) for _ in range(copies)]
+    scores = torch.empty(copies, len(rows))
+    order = rows.by_cost()
     for start in range(0, len(order), ROWS):
         chosen = order[start : start + ROWS]
-        inputs = rows.inputs(chosen).repeat(len(experts))
-        with bank.attached(rows.backbone.model):
-            embeddings = rows.backbone(inputs, rows.first)
-        found[:, chosen] = rows.logits(embeddings).softmax(-1).view(len(experts), len(chosen), -1).cpu()
-    return found
+        batch = objective.collate(backbone, firsts, [rows.take(chosen)] * copies)
+        found = objective.answers(backbone, acting, batch)
+        scores[:, chosen] = found.scores.float().cpu()
+        for mine, theirs in zip(said, found.answers, strict=True):
+            for index, answer in zip(chosen, theirs, strict=True):
+                mine[index] = answer
+    return said, scores
 
 
-def predict(materials: Materials, wanted: Sequence[Prediction]) -> None:
+def score(materials: Materials, jobs: Sequence[ScoringJob]) -> None:
     """Score experts of one task on its whole test split and commit the predictions."""
+    alone, together = [job for job in jobs if job.expert is None], [job for job in jobs if job.expert]
+    rows = materials.rows_of(jobs[0].task, materials.task(jobs[0].task).splits["test"], again=False)
+    for part in ([job] for job in alone):
+        _score(materials, part, rows)
+    if together:
+        _score(materials, together, rows)
+
+
+def _score(materials: Materials, jobs: Sequence[ScoringJob], rows: Rows) -> None:
+    """Score experts in one pass, or the backbone alone."""
     began = time.perf_counter()
-    task = materials.task(wanted[0].task)
+    task = materials.task(jobs[0].task)
+    experts = [materials.expert(job.expert) for job in jobs if job.expert]
+    said, scores = answers(materials.backbone, materials.kind, materials.objective, experts, rows)
+    seconds = (time.perf_counter() - began) / len(jobs)
     examples = task.splits["test"]
-    rows = Rows(materials.backbone, task, examples, materials.first, keep=False)
-    experts = [materials.expert(one.expert) if one.expert else materials.start for one in wanted]
-    found = probabilities(materials.config.expert, experts, rows)
-    seconds = (time.perf_counter() - began) / len(wanted)
-    labels = [example.label for example in examples]
-    for one, chances in zip(wanted, found, strict=True):
-        scores, choices = chances.max(-1)
+    truth = [materials.objective.text(task, materials.objective.target(task, example)) for example in examples]
+    for job, mine, sure in zip(jobs, said, scores.tolist(), strict=True):
+        predictions = [materials.objective.text(task, answer) for answer in mine]
         table = [
-            {"key": example.key, "label": task.labels[example.label], "prediction": task.labels[choice], "score": score}
-            for example, choice, score in zip(examples, choices.tolist(), scores.tolist(), strict=True)
+            {"key": example.key, "label": label, "prediction": prediction, "score": value}
+            for example, label, prediction, value in zip(examples, truth, predictions, sure, strict=True)
         ]
-        value = METRICS[task.metric](labels, choices.tolist())
-        for artifact in one.artifacts:
-            facts = {
-                "metric": task.metric,
-                "value": value,
-                "examples": len(examples),
-                "seconds": seconds / len(one.artifacts),
-            }
+        facts = {"metric": task.metric, "value": METRICS[task.metric](truth, predictions), "examples": len(examples)}
+        for artifact in job.artifacts:
             materials.store.commit(
-                artifact, {"": table_bytes(table)}, one.fingerprint, inputs=one.inputs, expert=one.expert, **facts
+                artifact,
+                {"": table_bytes(table)},
+                job.fingerprint,
+                inputs=job.inputs,
+                expert=job.expert,
+                seconds=seconds,
+                **facts,
             )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pitune.backbones import Backbone
 from pitune.errors import PituneError
 from pitune.experts import Expert, ExpertKind
 from pitune.interpolation.mixture import Mixture
 from pitune.interpolation.settings import InterpolationSettings, Own, Start
-from pitune.training.examples import Rows
+from pitune.objectives import Objective, Row, Rows, right
 from pitune.training.recipe import Recipe
 
 
@@ -47,20 +49,37 @@ def starting_logits(similarities: Sequence[float], temperature: float, start: St
     return torch.tensor([*similarities, 1.0 if own == "trained" else 0.0]) / temperature
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a mixture acts on, and what is asked of it: the same for every target of a study.
+
+    ``firsts``: the lowest layer with an expert, by tower.
+    """
+
+    backbone: Backbone
+    kind: ExpertKind
+    objective: Objective
+    firsts: Mapping[str, int]
+
+    def batch(self, rows: Sequence[Row]) -> Any:
+        """Return a batch of one group."""
+        return self.objective.collate(self.backbone, self.firsts, [rows])
+
+
 @torch.no_grad()
-def validate(mixture: Mixture, rows: Rows, batch: int = 64) -> Validation:
+def validate(setting: Setting, mixture: Mixture, rows: Rows, batch: int = 64) -> Validation:
     """Score a mixture on ``rows``."""
-    loss, right = 0.0, 0
+    loss, hits = 0.0, 0.0
     for begin in range(0, len(rows), batch):
-        chosen = list(range(begin, min(begin + batch, len(rows))))
-        logits, labels = _logits(mixture, rows, chosen)
-        loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
-        right += int((logits.argmax(-1) == labels).sum())
-    return Validation(loss / len(rows), right / len(rows))
+        taken = rows.take(range(begin, min(begin + batch, len(rows))))
+        found = setting.objective.answers(setting.backbone, mixture, setting.batch(taken))
+        loss += float(found.losses.sum())
+        hits += float(right(found, [taken]).sum())
+    return Validation(loss / len(rows), hits / len(rows))
 
 
 def tune(
-    kind: ExpertKind,
+    setting: Setting,
     experts: Sequence[Expert],
     logits: Tensor,
     train: Rows,
@@ -74,7 +93,7 @@ def tune(
     """Tune the mixture of ``experts`` (the target's own last) on a target slice.
 
     Args:
-        kind: the experts' kind.
+        setting: the backbone, the experts' kind, the objective.
         experts: k + 1 experts.
         logits: alpha at the start, (k + 1,).
         train: the slice's training rows.
@@ -88,17 +107,18 @@ def tune(
     Raises:
         PituneError: a loss is not a number.
     """
-    mixture = Mixture(kind, experts, logits, settings.granularity).to(train.backbone.device)
+    backbone = setting.backbone
+    mixture = Mixture(backbone, setting.kind, experts, logits, settings.granularity).to(backbone.device)
     start = mixture.weights().detach().cpu()
     optimizer = _optimizer(mixture, recipe, settings)
     # As the engine does for the other methods: small gradients are lost in fp16 unless the loss is scaled.
-    scaler = torch.amp.GradScaler(train.backbone.device.type, enabled=train.backbone.is_fp16)
+    scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.is_fp16)
     curve: list[dict[str, float]] = []
     best: tuple[float, dict[str, Tensor], Validation] | None = None
     for step, chosen in enumerate(train.order(name, recipe.steps, recipe.batch_size).tolist()):
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * recipe.rate(step) / recipe.learning_rate
-        loss = torch.nn.functional.cross_entropy(*_logits(mixture, train, chosen))
+        loss = setting.objective.losses(backbone, mixture, setting.batch(train.take(chosen))).mean()
         _check_finite(float(loss.detach()), "loss", name, step)
         optimizer.zero_grad()
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -107,7 +127,7 @@ def tune(
         point = {"step": step + 1, "loss": float(loss.detach()), "validation": math.nan}
         reports = report_every is not None and (step + 1) % report_every == 0
         if reports or recipe.validates(step):
-            found = validate(mixture, validation)
+            found = validate(setting, mixture, validation)
             _check_finite(found.loss, "validation loss", name, step)
             point["validation"] = found.loss
             if recipe.validates(step) and (best is None or recipe.select == "last" or found.loss < best[0]):
@@ -126,14 +146,6 @@ def _check_finite(loss: float, what: str, name: str, step: int) -> None:
             f"interpolation of {name}: the {what} is {loss} at step {step + 1}; "
             "lower interpolation.weights_learning_rate or interpolation.experts_rate"
         )
-
-
-def _logits(mixture: Mixture, rows: Rows, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return the chosen rows' logits (rows, labels) and labels (rows,)."""
-    with mixture.attached(rows.backbone.model):
-        embeddings = rows.backbone(rows.inputs(chosen), rows.first)
-    logits = rows.logits(embeddings)
-    return logits, rows.labels[list(chosen)].to(logits.device)
 
 
 def _optimizer(mixture: Mixture, recipe: Recipe, settings: InterpolationSettings) -> torch.optim.Optimizer:

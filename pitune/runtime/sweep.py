@@ -24,14 +24,14 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from pitune.errors import one_line
-from pitune.interpolation.settings import Own, SweepSettings
-from pitune.interpolation.target import Target, attempt, interpolation_files
+from pitune.interpolation.jobs import TuningJob
+from pitune.interpolation.settings import Own
+from pitune.interpolation.target import attempt, interpolation_files
 from pitune.interpolation.tune import Validation
 from pitune.materials import Materials
 from pitune.runtime.fanout import opened
 from pitune.runtime.settings import RuntimeSettings
 from pitune.store import Store, table_bytes
-from pitune.training.settings import TrainingSettings
 
 METRIC = "validation"  # mean cross-entropy on the validation examples: finer than the accuracy of a few
 
@@ -40,7 +40,7 @@ METRIC = "validation"  # mean cross-entropy on the validation examples: finer th
 class Point:
     """What one trial tries."""
 
-    target: Target
+    target: TuningJob
     top_k: int
     temperature: float
     own: Own
@@ -61,13 +61,13 @@ class Point:
         return f"sweeps/trials/{self.target.slice}/{self.name}"
 
 
-def points(target: Target, sweep: SweepSettings) -> list[Point]:
+def points(target: TuningJob) -> list[Point]:
     """Return every trial of a target, in the order in which they run."""
     return [
         Point(target, k, temperature, own)
-        for k in dict.fromkeys(sweep.top_k)
-        for temperature in dict.fromkeys(sweep.temperature)
-        for own in dict.fromkeys(sweep.own)
+        for k in dict.fromkeys(target.sweep.top_k)
+        for temperature in dict.fromkeys(target.sweep.temperature)
+        for own in dict.fromkeys(target.sweep.own)
     ]
 
 
@@ -106,9 +106,8 @@ class OneByOne(Searcher):
 class PerTarget(FIFOScheduler):
     """One ASHA for each target."""
 
-    def __init__(self, training: TrainingSettings, sweep: SweepSettings) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._training, self._sweep = training, sweep
         self._schedulers: dict[str, ASHAScheduler] = {}
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
@@ -132,8 +131,8 @@ class PerTarget(FIFOScheduler):
         self._of(trial).on_trial_remove(tune_controller, trial)
 
     def _of(self, trial: Trial) -> ASHAScheduler:
-        chosen = trial.config["point"].target.slice
-        steps = self._training.recipe(chosen).steps
+        target = trial.config["point"].target
+        chosen, steps, sweep = target.slice, target.recipe.steps, target.sweep
         return self._schedulers.setdefault(
             str(chosen),
             ASHAScheduler(
@@ -141,14 +140,14 @@ class PerTarget(FIFOScheduler):
                 metric=METRIC,
                 mode="min",
                 max_t=steps,
-                grace_period=min(self._sweep.validate_every, steps),
-                reduction_factor=self._sweep.reduction_factor,
+                grace_period=min(sweep.validate_every, steps),
+                reduction_factor=sweep.reduction_factor,
             ),
         )
 
 
 def search(
-    targets: Sequence[Target],
+    targets: Sequence[TuningJob],
     materials: Materials,
     settings: RuntimeSettings,
     storage: str,
@@ -166,8 +165,7 @@ def search(
     Returns:
         The error of each target that had a trial fail, in one line; it is not committed, its other trials are kept.
     """
-    sweep = materials.config.sweep
-    trials = {str(target.slice): points(target, sweep) for target in targets}
+    trials = {str(target.slice): points(target) for target in targets}
     count = sum(map(len, trials.values()))
     shared = ray.put(materials)
     resources: dict[str, float] = {"cpu": settings.cpus_per_worker, "gpu": settings.gpus_per_worker}
@@ -184,7 +182,7 @@ def search(
         tune.with_resources(run, resources),
         tune_config=tune.TuneConfig(
             search_alg=ConcurrencyLimiter(OneByOne(trials), max_concurrent=len(targets)),
-            scheduler=PerTarget(materials.config.training, sweep),
+            scheduler=PerTarget(),
             reuse_actors=True,
             num_samples=count,
         ),
@@ -211,7 +209,7 @@ def search(
 def run_trial(materials: Materials, point: Point) -> None:
     """Run one trial: report what is written down of it, then go on from there, writing down before each report."""
     began = time.perf_counter()
-    steps = materials.config.training.recipe(point.target.slice).steps
+    steps = point.target.recipe.steps
     told = read_record(materials.store, point)
     for score in told:
         tune.report(score)
@@ -250,10 +248,10 @@ def _write_record(store: Store, point: Point, told: list[dict[str, float]]) -> N
     store.commit(point.record, {"": json.dumps(told).encode()}, point.target.fingerprint)
 
 
-def commit_best(materials: Materials, target: Target) -> None:
+def commit_best(materials: Materials, target: TuningJob) -> None:
     """Commit a target's best finished trial as its interpolation, and the table of all its trials."""
-    store, steps = materials.store, materials.config.training.recipe(target.slice).steps
-    tried = [(point, read_record(store, point)) for point in points(target, materials.config.sweep)]
+    store, steps = materials.store, target.recipe.steps
+    tried = [(point, read_record(store, point)) for point in points(target)]
     # ASHA stops no trial before another has got as far, so at least one has reached the last step.
     finished = [(point, store.manifest(point.artifact) or {}) for point, told in tried if told[-1]["step"] == steps]
     best, trial = min(finished, key=lambda pair: pair[1]["validation"]["loss"])

@@ -10,18 +10,18 @@ import functools
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pitune.backbones.text import Inputs, TextBackbone
+from pitune.backbones import Backbone
 from pitune.experts import Bank, Expert, ExpertKind
+from pitune.objectives import Answers, Objective, Rows, right
 from pitune.training.engine import Engine, EngineSettings
-from pitune.training.examples import Rows, collate, group_losses, label_logits, stack_candidates
 from pitune.training.recipe import Recipe
 
 LOOP_STATE, CHOSEN = "loop.json", "chosen.safetensors"
@@ -81,27 +81,26 @@ class Alone:
 
 
 class PackedModel(nn.Module):
-    """The backbone with a bank attached: logits (E, rows, most labels) of E groups of rows."""
+    """The backbone with a bank attached, and what is asked of it: DeepSpeed's engine wraps one module."""
 
-    def __init__(self, backbone: TextBackbone, bank: Bank, members: Sequence[Member]) -> None:
+    def __init__(self, backbone: Backbone, bank: Bank, objective: Objective) -> None:
         super().__init__()
-        self.backbone, self.bank = backbone, bank
-        self.first = members[0].train.first
-        self.candidates, self.real = stack_candidates([member.train for member in members])
+        self.backbone, self.bank, self.objective = backbone, bank, objective
 
-    def forward(self, inputs: Inputs, which: list[int]) -> Tensor:
-        """Score the candidates of each row, its group being one of the experts ``which``; see ``label_logits``."""
-        with self.bank.attached(self.backbone.model, which if len(which) < self.bank.size else None):
-            embeddings = self.backbone(inputs, self.first)
-        return label_logits(embeddings, self.candidates[which], self.real[which], self.backbone.settings.scale)
+    def forward(self, batch: Any, which: list[int], wants_answers: bool = False) -> Tensor | Answers:
+        """Return the losses (len(which), rows) of a batch whose groups meet the experts ``which``, or the answers."""
+        acting = self.bank.only(which)
+        ask = self.objective.answers if wants_answers else self.objective.losses
+        return ask(self.backbone, acting, batch)
 
 
 class PackTraining:
     """Trains one pack; :meth:`run` is the whole of it.
 
     Args:
-        backbone: the frozen encoder.
+        backbone: the frozen model.
         kind: the experts' kind.
+        objective: gives losses and answers.
         members: the pack, E of them.
         recipe: how each of them is trained.
         engine: DeepSpeed's settings.
@@ -111,8 +110,9 @@ class PackTraining:
 
     def __init__(
         self,
-        backbone: TextBackbone,
+        backbone: Backbone,
         kind: ExpertKind,
+        objective: Objective,
         members: Sequence[Member],
         recipe: Recipe,
         engine: EngineSettings,
@@ -123,7 +123,9 @@ class PackTraining:
         self.seat = seat or Alone()
         self.checkpoint_every = checkpoint_every
         bank = Bank(kind, [member.start for member in members]).to(backbone.device)
-        self.model = PackedModel(backbone, bank, members)
+        self.model = PackedModel(backbone, bank, objective)
+        self.backbone, self.objective = backbone, objective
+        self.firsts = backbone.firsts(list(members[0].start))
         self.orders = [member.train.order(member.name, recipe.steps, recipe.batch_size) for member in members]
         self.losses = torch.zeros(recipe.steps, len(members), device=backbone.device)  # over this worker's rows
         self.validations: dict[int, list[tuple[float, float]]] = {}  # by step: each expert's loss and accuracy
@@ -149,23 +151,28 @@ class PackTraining:
         engine.set_learning_rate(self.recipe.rate(step))
         parts = self.engine_settings.gradient_accumulation
         if self.engine_settings.zero_stage == 3 and self.seat.world_size > 1:
-            # The trunk's output of every row, not only of this worker's: each worker has a part of the trunk, so all of
-            # them must run it equally often.
-            for member, order in zip(self.members, self.orders, strict=True):
-                member.train.remember(order[step].tolist())
+            self._run_trunk(step)
         mine = [order[step][self.seat.rank :: self.seat.world_size] for order in self.orders]
         everyone = list(range(len(self.members)))
         self.losses[step] = 0.0
         for part in range(parts):
             chosen = [rows[part::parts].tolist() for rows in mine]
-            inputs = collate([(member.train, rows) for member, rows in zip(self.members, chosen, strict=True)])
-            labels = torch.stack([member.train.labels[rows] for member, rows in zip(self.members, chosen, strict=True)])
-            losses = group_losses(engine(inputs, everyone), labels.to(inputs.ids.device))  # (E,)
+            groups = [member.train.take(rows) for member, rows in zip(self.members, chosen, strict=True)]
+            losses = engine(self.objective.collate(self.backbone, self.firsts, groups), everyone).mean(1)  # (E,)
             engine.backward(losses)
             bad = engine.step()
             self.losses[step] += losses.detach() / parts
             if bad is not None:
                 self.losses[step, bad & (engine.loss_scale.to(bad.device) <= 1)] = math.nan  # it would stand still
+
+    def _run_trunk(self, step: int) -> None:
+        """Run what no expert touches for the rows of all workers.
+
+        Under ZeRO-3 each of them has a part of it, so all must run it equally often, whatever each has kept before.
+        """
+        for member, order in zip(self.members, self.orders, strict=True):
+            rows = [replace(row.encoded, again=True) for row in member.train.take(order[step].tolist())]
+            self.backbone.inputs(rows, self.firsts)
 
     @torch.no_grad()
     def _validate(self, engine: Engine, step: int) -> None:
@@ -174,17 +181,16 @@ class PackTraining:
         A batch has as many rows of each member that has any left; so none is padded with rows that do not count.
         """
         sizes = [len(member.validation) for member in self.members]
-        orders = [member.validation.by_length() for member in self.members]
+        orders = [member.validation.by_cost() for member in self.members]
         sums = torch.zeros(len(self.members), 2)
         start = 0
         while start < max(sizes):
             which = [index for index, size in enumerate(sizes) if size > start]
             stop = min(start + VALIDATION_ROWS, *(sizes[index] for index in which))
-            parts = [(self.members[index].validation, orders[index][start:stop]) for index in which]
-            labels = torch.stack([rows.labels[chosen] for rows, chosen in parts])
-            logits = engine(collate(parts), which).cpu()  # (members with rows left, rows, most labels)
-            sums[which, 0] += group_losses(logits, labels) * (stop - start)
-            sums[which, 1] += (logits.argmax(-1) == labels).sum(1)
+            groups = [self.members[index].validation.take(orders[index][start:stop]) for index in which]
+            found = engine(self.objective.collate(self.backbone, self.firsts, groups), which, wants_answers=True)
+            sums[which, 0] += found.losses.sum(1).cpu()
+            sums[which, 1] += right(found, groups).sum(1)
             start = stop
         # Every worker has the same rows. The mean makes the numbers, and so the choice, the same to the last bit.
         scores = engine.mean_over_workers(sums / torch.tensor(sizes).unsqueeze(1))

@@ -1,22 +1,38 @@
-"""Packs: the slices whose experts are trained together."""
+"""Packs: the experts that are trained together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pitune.materials import Data
 from pitune.store import Job, fingerprint_of
-from pitune.tasks.task import Slice
 from pitune.training.recipe import Recipe
 from pitune.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
 class ExpertJob(Job):
-    """An expert to train: its slice, and the artifact that it starts from (None: the common start)."""
+    """An expert to train.
 
-    slice: Slice
+    Attributes:
+        name: what it is trained on, in words; fixes the order of its rows.
+        data: slices with their weights, one slice in the common case.
+        recipe: how.
+        start: the expert (an artifact) that it starts from; None: the common start.
+        length: the mean cost of its rows.
+    """
+
+    name: str
+    data: Data
+    recipe: Recipe
     start: str | None = None
+    length: int = 1
+
+    @property
+    def work(self) -> int:
+        """How much there is to compute: rows times their cost."""
+        return self.recipe.steps * self.recipe.batch_size * self.length
 
 
 @dataclass(frozen=True)
@@ -25,43 +41,37 @@ class Pack:
 
     name: str
     jobs: tuple[ExpertJob, ...]
-    recipe: Recipe
+
+    @property
+    def recipe(self) -> Recipe:
+        """How all of them are trained."""
+        return self.jobs[0].recipe
 
 
-LENGTHS = 1.5  # texts of a pack differ at most by this factor: shorter ones are padded to the longest
+LENGTHS = 1.5
+"""Rows of a pack's experts differ in mean cost at most by this factor: cheap ones are padded to the dearest."""
 
 
-def make_packs(
-    jobs: Sequence[ExpertJob], settings: TrainingSettings, lengths: Sequence[int], prefix: str
-) -> list[Pack]:
-    """Group jobs with the same recipe and texts of like lengths into packs, the most work first.
-
-    Args:
-        jobs: the experts to train.
-        settings: the recipes and the size of a pack.
-        lengths: of each job's texts.
-        prefix: begins the packs' names.
-    """
-    packs: list[list[tuple[int, ExpertJob]]] = []
-    for length, job in sorted(
-        zip(lengths, jobs, strict=True), key=lambda pair: (pair[1].slice.shots or 0, *pair[:1], pair[1].slice)
-    ):
+def make_packs(jobs: Sequence[ExpertJob], settings: TrainingSettings) -> list[Pack]:
+    """Group jobs with the same recipe and rows of like cost into packs, the most work first."""
+    packs: list[list[ExpertJob]] = []
+    for job in sorted(jobs, key=lambda job: (job.recipe.model_dump_json(), job.length, job.name, job.artifacts)):
         head = packs[-1][0] if packs else None
         if (
             head is not None
             and len(packs[-1]) < settings.pack_size
-            and settings.recipe(head[1].slice) == settings.recipe(job.slice)
-            and length <= LENGTHS * head[0]
+            and head.recipe == job.recipe
+            and job.length <= LENGTHS * head.length
         ):
-            packs[-1].append((length, job))
+            packs[-1].append(job)
         else:
-            packs.append([(length, job)])
+            packs.append([job])
     # The most work first: then the gangs end at about the same time.
-    packs.sort(key=lambda pack: -_work(settings.recipe(pack[0][1].slice), [length for length, _ in pack]))
-    return [_pack(prefix, [job for _, job in pack], settings) for pack in packs]
+    packs.sort(key=lambda pack: -sum(job.work for job in pack))
+    return [_named(pack, settings) for pack in packs]
 
 
-def _pack(prefix: str, jobs: Sequence[ExpertJob], settings: TrainingSettings) -> Pack:
+def _named(jobs: Sequence[ExpertJob], settings: TrainingSettings) -> Pack:
     """Name a pack by all that its checkpoints depend on: they are looked for by its name."""
     fingerprint = fingerprint_of(
         {
@@ -70,8 +80,4 @@ def _pack(prefix: str, jobs: Sequence[ExpertJob], settings: TrainingSettings) ->
             "gradient_accumulation": settings.gradient_accumulation,
         }
     )
-    return Pack(f"{prefix}-{fingerprint[:8]}", tuple(jobs), settings.recipe(jobs[0].slice))
-
-
-def _work(recipe: Recipe, lengths: Sequence[int]) -> int:
-    return recipe.steps * recipe.batch_size * sum(lengths)
+    return Pack(f"pack-{fingerprint[:12]}", tuple(jobs))

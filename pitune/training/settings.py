@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pitune.backbones.text import Precision
+from pitune.backbones import Precision
 from pitune.settings import Settings
 from pitune.tasks.task import Slice
 from pitune.training.recipe import Recipe

@@ -13,14 +13,14 @@ from pitune.store import table_bytes
 from pitune.training.engine import EngineSettings
 from pitune.training.loop import Member, PackTraining, Seat, Trained
 from pitune.training.pack import ExpertJob, Pack
-from pitune.training.recipe import Recipe
+from pitune.training.settings import TrainingSettings
 
 
 class ExpertTraining:
     """A gang's work: train a pack and commit its experts. Small and picklable until opened."""
 
-    def __init__(self, materials: Materials, checkpoint_every: int | None = 500) -> None:
-        self.materials = materials
+    def __init__(self, materials: Materials, training: TrainingSettings, checkpoint_every: int | None = 500) -> None:
+        self.materials, self.training = materials, training
         self.checkpoint_every = checkpoint_every
 
     def open(self, seat: Seat) -> None:
@@ -34,25 +34,21 @@ class ExpertTraining:
             PituneError: the loss of some expert was not a number; the others are committed all the same.
         """
         began = time.perf_counter()
-        config = self.materials.config
-        training = PackTraining(
+        outcomes = PackTraining(
             self.materials.backbone,
-            config.expert,
-            [self._member(job, pack.recipe) for job in pack.jobs],
+            self.materials.kind,
+            self.materials.objective,
+            [self._member(job) for job in pack.jobs],
             pack.recipe,
             EngineSettings(
-                zero_stage=config.training.zero_stage,
-                gradient_accumulation=config.training.gradient_accumulation,
+                zero_stage=self.training.zero_stage,
+                gradient_accumulation=self.training.gradient_accumulation,
                 weight_decay=pack.recipe.weight_decay,
-                scale_losses=config.training.precision == "fp16",
+                scale_losses=self.training.precision == "fp16",
             ),
             seat,
             self.checkpoint_every,
-        )
-        try:
-            outcomes = training.run()
-        finally:
-            self.materials.forget_rows()
+        ).run()
         if seat.rank == 0:
             seconds = (time.perf_counter() - began) / len(pack.jobs)
             for job, outcome in zip(pack.jobs, outcomes, strict=True):
@@ -64,33 +60,31 @@ class ExpertTraining:
         if errors:
             raise PituneError("; ".join(errors))
 
-    def _member(self, job: ExpertJob, recipe: Recipe) -> Member:
-        examples = len(self.materials.data(job.slice).train)
-        seen_again = recipe.steps * recipe.batch_size >= 2 * examples
+    def _member(self, job: ExpertJob) -> Member:
+        examples = sum(len(self.materials.data(chosen).train) for chosen, _ in job.data)
+        again = job.recipe.steps * job.recipe.batch_size >= 2 * examples
         start = self.materials.expert(job.start) if job.start else self.materials.start
-        return Member(
-            str(job.slice),
-            start,
-            self.materials.rows(job.slice, "train", keep=seen_again),
-            self.materials.rows(job.slice, "validation"),
+        train, validation = (
+            self.materials.rows(job.data, "train", again),
+            self.materials.rows(job.data, "validation", again=job.recipe.validate_every is not None),
         )
+        return Member(job.name, start, train, validation)
 
     def _commit(self, pack: Pack, job: ExpertJob, outcome: Trained, seconds: float) -> None:
-        config = self.materials.config
-        files = to_files(config.expert, outcome.expert, config.backbone.uri)
+        files = to_files(self.materials.kind, outcome.expert, self.materials.settings.uri)
         self.materials.store.commit(
             job.artifacts[0],
             {**files, "curve.parquet": table_bytes(outcome.curve)},
             job.fingerprint,
             inputs=job.inputs,
-            slice=str(job.slice),
+            data=[[str(chosen), weight] for chosen, weight in job.data],
             start=job.start or "common",
             pack=pack.name,
             recipe=pack.recipe.model_dump(),
             selection=pack.recipe.select,
             step=outcome.step,
             validation=outcome.validation,
-            precision=config.training.precision,
-            zero_stage=config.training.zero_stage,
+            precision=self.training.precision,
+            zero_stage=self.training.zero_stage,
             seconds=seconds,
         )

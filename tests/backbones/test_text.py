@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tinymodel import SHAPES, PlainExpert, make_task, open_encoder, plain_embedding, random_expert, save_encoder
+from tinymodel import (
+    SHAPES,
+    PlainExpert,
+    embed,
+    make_task,
+    open_encoder,
+    plain_embedding,
+    random_expert,
+    save_encoder,
+    token_ids,
+)
 
 from pitune.backbones.text import TextBackbone
 from pitune.errors import PituneError
@@ -20,7 +30,7 @@ TEXTS = ["w1 w2 w3", "w4", "w9 w8 w7 w6 w5 w4 w3 w2 w1 w0", "w30 w31 unknown w5"
 
 def test_embeddings_equal_a_plain_computation_text_by_text(backbone: TextBackbone) -> None:
     texts = ["a fine film", "dull", "stock prices fell on Monday, and nobody knew why they did so"]
-    found = backbone.embed(texts)
+    found = embed(backbone, texts)
     expected = torch.stack([plain_embedding(backbone.model, backbone.tokenizer(text)["input_ids"]) for text in texts])
     torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
@@ -28,37 +38,37 @@ def test_embeddings_equal_a_plain_computation_text_by_text(backbone: TextBackbon
 
 def test_pooling_of_the_first_token(tiny_folder: Path) -> None:
     encoder = open_encoder(tiny_folder, pooling="first")
-    states = encoder.model(input_ids=torch.tensor([encoder.tokenize(["w1 w2"])[0]])).last_hidden_state[0, 0]
-    torch.testing.assert_close(encoder.embed(["w1 w2", *TEXTS])[0], states / states.norm(), atol=1e-6, rtol=1e-5)
+    states = encoder.model(input_ids=torch.tensor(token_ids(encoder, ["w1 w2"]))).last_hidden_state[0, 0]
+    torch.testing.assert_close(embed(encoder, ["w1 w2", *TEXTS])[0], states / states.norm(), atol=1e-6, rtol=1e-5)
 
 
 def test_padding_changes_nothing(tiny: TextBackbone) -> None:
-    together = tiny.embed(TEXTS)
+    together = embed(tiny, TEXTS)
     for text, row in zip(TEXTS, together, strict=True):
-        torch.testing.assert_close(tiny.embed([text])[0], row, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(embed(tiny, [text])[0], row, atol=1e-6, rtol=1e-5)
 
 
 def test_long_texts_are_cut_and_short_ones_are_not_padded(tiny: TextBackbone) -> None:
-    ids = tiny.tokenize(["w1 " * 100, "w1"])
-    assert [len(one) for one in ids] == [24, 3]
-    assert tiny.tokenize([]) == []
+    rows = tiny.encode_texts(["w1 " * 100, "w1"])
+    assert [row.cost for row in rows] == [len(row.content) for row in rows] == [24, 3]
+    assert tiny.encode_texts([]) == []
 
 
 @pytest.mark.parametrize("first", [1, 2])
 def test_trunk_and_top_equal_the_whole(tiny: TextBackbone, first: int) -> None:
-    inputs = tiny.collate(tiny.tokenize(TEXTS))
-    kept = tiny.trunk(inputs, first)
+    rows = tiny.encode_texts(TEXTS)
+    kept = tiny.inputs(rows, {"text": first})
     assert kept.hidden is not None
     ran: list[int] = []
     handles = [
         layer.register_forward_hook(lambda *_, index=index: ran.append(index))
-        for index, layer in enumerate(tiny.layers)
+        for index, layer in enumerate(tiny.layers("text"))
     ]
-    top = tiny(kept, first)
+    top = tiny(kept)
     for handle in handles:
         handle.remove()
     assert ran == list(range(first, 3))  # the trunk is not run again
-    torch.testing.assert_close(top, tiny(inputs), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(top, embed(tiny, TEXTS), atol=1e-6, rtol=1e-5)
 
 
 def test_the_backbone_never_trains(tiny: TextBackbone) -> None:
@@ -70,20 +80,21 @@ def test_the_backbone_never_trains(tiny: TextBackbone) -> None:
 def test_any_encoder_carries_experts_of_every_kind(family: str, tmp_path: Path) -> None:
     folder = save_encoder(tmp_path, family)
     encoder = open_encoder(folder)
-    assert encoder.depth == 3
-    torch.testing.assert_close(encoder.embed(TEXTS)[1], encoder.embed(TEXTS[1:2])[0], atol=1e-6, rtol=1e-5)
-    inputs = encoder.collate(encoder.tokenize(TEXTS))
-    torch.testing.assert_close(encoder(encoder.trunk(inputs, 2), 2), encoder(inputs), atol=1e-6, rtol=1e-5)
+    assert encoder.towers["text"].depth == 3
+    torch.testing.assert_close(embed(encoder, TEXTS)[1], embed(encoder, TEXTS[1:2])[0], atol=1e-6, rtol=1e-5)
+    inputs = encoder.inputs(encoder.encode_texts(TEXTS), {"text": 2})
+    torch.testing.assert_close(encoder(inputs), embed(encoder, TEXTS), atol=1e-6, rtol=1e-5)
     kinds: list[ExpertKind] = [Lora(rank=2, layers=2), Adapter(width=4, layers=2)]
     for kind in kinds:
         expert = random_expert(kind, encoder, seed=1)
         modules_per_layer = 1 if family == "modernbert" and isinstance(kind, Lora) else 2  # one Wqkv for three
         assert len(expert) == 2 * modules_per_layer
+        inputs = encoder.inputs(encoder.encode_texts(TEXTS), encoder.firsts(list(expert)))
         with torch.no_grad(), Bank(kind, [expert]).attached(encoder.model):
             found = encoder(inputs)
         plain = open_encoder(folder).model
         PlainExpert(kind, expert).put_on(plain)
-        expected = torch.stack([plain_embedding(plain, ids) for ids in encoder.tokenize(TEXTS)])
+        expected = torch.stack([plain_embedding(plain, ids) for ids in token_ids(encoder, TEXTS)])
         torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=1e-4)
         assert (found - encoder(inputs)).abs().max() > 1e-2
 
@@ -93,7 +104,7 @@ def test_half_precision_is_near_and_casts_matrices_only(tiny_folder: Path, tiny:
     half = open_encoder(tiny_folder, precision)  # type: ignore[arg-type]
     types = {parameter.dim() > 1: parameter.dtype for parameter in half.model.parameters()}
     assert types == {True: {"bf16": torch.bfloat16, "fp16": torch.float16}[precision], False: torch.float32}
-    found, expected = half.embed(TEXTS), tiny.embed(TEXTS)
+    found, expected = embed(half, TEXTS), embed(tiny, TEXTS)
     assert found.dtype == torch.float32
     assert not torch.equal(found, expected)
     torch.testing.assert_close(found, expected, atol=0.03, rtol=0)
@@ -112,6 +123,10 @@ def broken(folder: Path, tiny_folder: Path, what: str) -> Path:
         (copy / "model.safetensors").unlink()
     elif what == "bad config":
         (copy / "config.json").write_text("{")
+    elif what == "code":
+        (copy / "own.py").write_text("raise SystemExit('the code of a model folder was run')")
+        auto_map = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}
+        (copy / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto_map}))
     elif what == "unknown model":
         (copy / "config.json").write_text(json.dumps({"model_type": "abacus"}))
     elif what == "other shapes":
@@ -121,9 +136,12 @@ def broken(folder: Path, tiny_folder: Path, what: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "what", ["empty", "cut weights", "no weights", "bad config", "unknown model", "other shapes", "missing"]
+    "what", ["empty", "cut weights", "no weights", "bad config", "unknown model", "other shapes", "code", "missing"]
 )
-def test_a_bad_folder_is_one_line(what: str, tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_bad_folder_is_one_line(
+    what: str, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # whoever is asked whether code may run says yes
     folder = broken(tmp_path, tiny_folder, what) if what != "missing" else tmp_path / "nothing"
     with pytest.raises(PituneError, match=r"^backbone\.uri: tiny is not a text encoder") as caught:
         open_encoder(folder)
@@ -133,7 +151,7 @@ def test_a_bad_folder_is_one_line(what: str, tmp_path: Path, tiny_folder: Path) 
 def test_more_tokens_than_the_encoder_has_places_for_are_one_line(tiny_folder: Path) -> None:
     with pytest.raises(PituneError, match=r"^backbone\.uri: tiny does not embed texts of max_tokens = 65 tokens"):
         open_encoder(tiny_folder, max_tokens=65)
-    assert open_encoder(tiny_folder, max_tokens=64).embed(["w1 " * 100]).shape == (1, 32)
+    assert embed(open_encoder(tiny_folder, max_tokens=64), ["w1 " * 100]).shape == (1, 32)
 
 
 def test_a_tiny_task_can_be_told_apart() -> None:

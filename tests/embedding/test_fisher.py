@@ -6,12 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from tinymodel import KINDS, PlainExpert, flat, make_rows, make_task, open_encoder, plain_embedding, random_expert
+from tinymodel import (
+    KINDS,
+    MATCH,
+    PlainExpert,
+    embed,
+    flat,
+    make_rows,
+    make_task,
+    open_encoder,
+    plain_embedding,
+    random_expert,
+    token_ids,
+)
 from torch import Tensor, nn
 
 from pitune.backbones.text import TextBackbone
 from pitune.embedding.fisher import fisher
 from pitune.experts import Expert, ExpertKind
+from pitune.objectives import Rows
 
 TASK = make_task("toy", 3, 11)
 LORA, ADAPTER = KINDS
@@ -20,7 +33,7 @@ LORA, ADAPTER = KINDS
 def one_by_one(folder: Path, kind: ExpertKind, expert: Expert) -> tuple[list[list[Expert]], Tensor]:
     """Return the squared gradients of log p(label | text) for each text and label, and p, (texts, labels)."""
     encoder = open_encoder(folder)
-    candidates = encoder.embed(TASK.label_texts)
+    candidates = embed(encoder, TASK.label_texts)
     plain, model = PlainExpert(kind, expert), encoder.model
     plain.put_on(model)
     squares: list[list[Expert]] = []
@@ -51,7 +64,7 @@ def test_it_equals_a_loop_over_single_examples(kind: ExpertKind, tiny: TextBackb
     squares, _ = one_by_one(tiny_folder, kind, expert)
     labels = [example.label for example in TASK.splits["train"]]
     expected = torch.stack([flat(found[label]) for found, label in zip(squares, labels, strict=True)]).mean(0)
-    found = fisher(kind, expert, make_rows(tiny, kind, TASK))
+    found = fisher(tiny, kind, MATCH, expert, make_rows(tiny, TASK))
     assert {(s, k): t.shape for s, h in found.items() for k, t in h.items()} == {
         (s, k): t.shape for s, h in expert.items() for k, t in h.items()
     }
@@ -61,9 +74,9 @@ def test_it_equals_a_loop_over_single_examples(kind: ExpertKind, tiny: TextBackb
 @pytest.mark.parametrize("labels", ["empirical", "true"])
 @pytest.mark.parametrize("batch", [1, 4, 16])
 def test_the_size_of_the_batches_does_not_matter(labels: str, batch: int, tiny: TextBackbone) -> None:
-    expert, rows = random_expert(LORA, tiny, 0), make_rows(tiny, LORA, TASK)
-    found = fisher(LORA, expert, rows, labels=labels, name="toy", batch=batch)  # type: ignore[arg-type]
-    close(found, flat(fisher(LORA, expert, rows, labels=labels, name="toy", batch=5)))  # type: ignore[arg-type]
+    expert, rows = random_expert(LORA, tiny, 0), make_rows(tiny, TASK)
+    found = fisher(tiny, LORA, MATCH, expert, rows, labels=labels, name="toy", batch=batch)  # type: ignore[arg-type]
+    close(found, flat(fisher(tiny, LORA, MATCH, expert, rows, labels=labels, name="toy", batch=5)))  # type: ignore[arg-type]
 
 
 def test_it_is_not_the_square_of_the_batchs_gradient(tiny: TextBackbone, tiny_folder: Path) -> None:
@@ -73,13 +86,13 @@ def test_it_is_not_the_square_of_the_batchs_gradient(tiny: TextBackbone, tiny_fo
     plain = PlainExpert(LORA, expert)
     plain.put_on(encoder.model)
     examples = TASK.splits["train"]
-    embedded = torch.stack([plain_embedding(encoder.model, encoder.tokenize([e.text])[0]) for e in examples])
-    logits = 10.0 * embedded @ encoder.embed(TASK.label_texts).T
+    embedded = torch.stack([plain_embedding(encoder.model, token_ids(encoder, [e.text])[0]) for e in examples])
+    logits = 10.0 * embedded @ embed(encoder, TASK.label_texts).T
     nn.functional.cross_entropy(logits, torch.tensor([e.label for e in examples])).backward()  # type: ignore[no-untyped-call]
     shortcut = flat(
         {s: {k: t.grad.square() for k, t in h.items() if t.grad is not None} for s, h in plain.sites.items()}
     )
-    exact = flat(fisher(LORA, expert, make_rows(tiny, LORA, TASK)))
+    exact = flat(fisher(tiny, LORA, MATCH, expert, make_rows(tiny, TASK)))
     assert nn.functional.cosine_similarity(shortcut, exact, dim=0) < 0.95
 
 
@@ -88,8 +101,8 @@ def test_true_labels_are_drawn_from_the_model(tiny: TextBackbone, tiny_folder: P
     squares, chances = one_by_one(tiny_folder, LORA, expert)
     by_label = torch.stack([torch.stack([flat(one) for one in found]) for found in squares])  # (texts, labels, numbers)
     expected = (chances.unsqueeze(-1) * by_label).sum(1).mean(0)
-    rows = make_rows(tiny, LORA, TASK)
-    draws = [flat(fisher(LORA, expert, rows, labels="true", name=f"draw {n}")) for n in range(200)]
+    rows = make_rows(tiny, TASK)
+    draws = [flat(fisher(tiny, LORA, MATCH, expert, rows, labels="true", name=f"draw {n}")) for n in range(200)]
     mean = torch.stack(draws).mean(0)
     assert float((mean - expected).norm() / expected.norm()) < 0.1
     assert nn.functional.cosine_similarity(mean, expected, dim=0) > 0.998
@@ -103,7 +116,28 @@ def test_true_labels_are_drawn_from_the_model(tiny: TextBackbone, tiny_folder: P
 
 
 def test_the_same_name_draws_the_same_labels(tiny: TextBackbone) -> None:
-    expert, rows = random_expert(LORA, tiny, 0), make_rows(tiny, LORA, TASK)
-    one, again, other = (flat(fisher(LORA, expert, rows, labels="true", name=name)) for name in ("a", "a", "b"))
+    expert, rows = random_expert(LORA, tiny, 0), make_rows(tiny, TASK)
+    one, again, other = (
+        flat(fisher(tiny, LORA, MATCH, expert, rows, labels="true", name=name)) for name in ("a", "a", "b")
+    )
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+def test_it_is_exact_where_rows_share_live_candidates(kind: ExpertKind, tiny: TextBackbone, tiny_folder: Path) -> None:
+    """The expert acts on the label texts too, which all rows meet: the reference embeds them anew for each row."""
+    expert, live = random_expert(kind, tiny, 0), MATCH.model_copy(update={"live": True})
+    encoder = open_encoder(tiny_folder)
+    plain, model = PlainExpert(kind, expert), encoder.model
+    plain.put_on(model)
+    squares = []
+    for example in TASK.splits["train"]:
+        texts = [example.text, *TASK.label_texts]
+        embedded = torch.stack([plain_embedding(model, encoder.tokenizer(text)["input_ids"]) for text in texts])
+        plain.zero_grad()
+        logits = 10.0 * embedded[1:] @ embedded[0]
+        nn.functional.cross_entropy(logits, torch.tensor(example.label)).backward()  # type: ignore[no-untyped-call]
+        squares.append(flat({s: {k: t.grad.square() for k, t in h.items()} for s, h in plain.sites.items()}))  # type: ignore[union-attr]
+    rows = Rows(tiny, live, [(TASK, TASK.splits["train"], 1.0)])
+    close(fisher(tiny, kind, live, expert, rows, batch=4), torch.stack(squares).mean(0))

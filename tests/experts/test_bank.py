@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tinymodel import KINDS, PlainExpert, flat, open_encoder, plain_embedding, random_expert
+from tinymodel import KINDS, PlainExpert, flat, open_encoder, plain_embedding, random_expert, token_ids
 
 from pitune.backbones.text import TextBackbone
 from pitune.errors import PituneError
@@ -20,13 +20,13 @@ TEXTS = [["w1 w2 w3 w4 w5", "w7"], ["w9 w3", "w11 w12 w13"], ["w5 w5 w5", "w20 w
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 def test_each_group_meets_its_own_expert(kind: ExpertKind, tiny: TextBackbone, tiny_folder: Path) -> None:
     experts = [random_expert(kind, tiny, seed) for seed in range(3)]
-    inputs = tiny.collate(tiny.tokenize([text for group in TEXTS for text in group]))
+    inputs = tiny.inputs(tiny.encode_texts([text for group in TEXTS for text in group]), {"text": 0})
     with Bank(kind, experts).attached(tiny.model):
         found = tiny(inputs).view(3, 2, -1)
     for expert, texts, rows in zip(experts, TEXTS, found, strict=True):
         model = open_encoder(tiny_folder).model
         PlainExpert(kind, expert).put_on(model)
-        expected = torch.stack([plain_embedding(model, ids) for ids in tiny.tokenize(texts)])
+        expected = torch.stack([plain_embedding(model, ids) for ids in token_ids(tiny, texts)])
         torch.testing.assert_close(rows, expected, atol=1e-6, rtol=1e-4)
 
 
@@ -35,13 +35,13 @@ def test_gradients_equal_those_of_plain_modules(kind: ExpertKind, tiny: TextBack
     experts = [random_expert(kind, tiny, seed) for seed in range(3)]
     direction = torch.randn(32, generator=torch.Generator().manual_seed(1))
     bank = Bank(kind, experts)
-    inputs = tiny.collate(tiny.tokenize([text for group in TEXTS for text in group]))
+    inputs = tiny.inputs(tiny.encode_texts([text for group in TEXTS for text in group]), {"text": 0})
     with bank.attached(tiny.model):
         (tiny(inputs) @ direction).sum().backward()  # type: ignore[no-untyped-call]
     for index, (expert, texts) in enumerate(zip(experts, TEXTS, strict=True)):
         model, plain = open_encoder(tiny_folder).model, PlainExpert(kind, expert)
         plain.put_on(model)
-        torch.stack([plain_embedding(model, ids) @ direction for ids in tiny.tokenize(texts)]).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack([plain_embedding(model, ids) @ direction for ids in token_ids(tiny, texts)]).sum().backward()  # type: ignore[no-untyped-call]
         for name, site in bank.named_sites():
             for key, tensor in site.tensors().items():
                 assert tensor.grad is not None
@@ -51,7 +51,7 @@ def test_gradients_equal_those_of_plain_modules(kind: ExpertKind, tiny: TextBack
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 def test_the_start_changes_nothing_and_is_the_same_every_time(kind: ExpertKind, tiny: TextBackbone) -> None:
     start = kind.start(tiny)
-    inputs = tiny.collate(tiny.tokenize(TEXTS[0]))
+    inputs = tiny.inputs(tiny.encode_texts(TEXTS[0]), {"text": 0})
     with Bank(kind, [start]).attached(tiny.model):
         assert torch.equal(tiny(inputs), tiny(inputs))
         inside = tiny(inputs)
@@ -63,8 +63,8 @@ def test_the_start_changes_nothing_and_is_the_same_every_time(kind: ExpertKind, 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 def test_some_experts_of_a_bank_act_alone(kind: ExpertKind, tiny: TextBackbone) -> None:
     experts = [random_expert(kind, tiny, seed) for seed in range(3)]
-    inputs = tiny.collate(tiny.tokenize(TEXTS[0] + TEXTS[1]))
-    with Bank(kind, experts).attached(tiny.model, which=[2, 0]):
+    inputs = tiny.inputs(tiny.encode_texts(TEXTS[0] + TEXTS[1]), {"text": 0})
+    with Bank(kind, experts).only([2, 0]).attached(tiny.model):
         found = tiny(inputs)
     with Bank(kind, [experts[2], experts[0]]).attached(tiny.model):
         expected = tiny(inputs)
@@ -98,9 +98,9 @@ def test_a_bank_gives_its_experts_back_and_leaves_no_hook(tiny: TextBackbone) ->
 def test_loras_of_unlike_rank_share_a_bank(tiny: TextBackbone) -> None:
     small, large = Lora(rank=2, alpha=2), Lora(rank=5, alpha=5)  # the same scaling
     experts = [random_expert(kind, tiny, 1) for kind in (small, large)]
-    inputs = tiny.collate(tiny.tokenize(TEXTS[0]))
+    inputs = tiny.inputs(tiny.encode_texts(TEXTS[0]), {"text": 0})
     with Bank(small, experts).attached(tiny.model):
-        found = tiny(inputs.repeat(2)).view(2, 2, -1)
+        found = tiny(tiny.inputs(tiny.encode_texts(TEXTS[0] * 2), {"text": 0})).view(2, 2, -1)
     for kind, expert, rows in zip((small, large), experts, found, strict=True):
         with Bank(kind, [expert]).attached(tiny.model):
             torch.testing.assert_close(rows, tiny(inputs), atol=1e-6, rtol=1e-4)

@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tinymodel import KINDS, flat, open_encoder, plain_embedding, random_expert, save_encoder
+from tinymodel import KINDS, embed, flat, open_encoder, plain_embedding, random_expert, save_encoder, token_ids
 from torch import Tensor, nn
 
 import pitune
@@ -33,26 +33,26 @@ def write(folder: Path, kind: ExpertKind, expert: Expert) -> Path:
 
 def with_bank(encoder: TextBackbone, kind: ExpertKind, expert: Expert) -> Tensor:
     with torch.no_grad(), Bank(kind, [expert]).attached(encoder.model):
-        return encoder.embed(TEXTS)
+        return embed(encoder, TEXTS)
 
 
 def plain(model: nn.Module, encoder: TextBackbone) -> Tensor:
     with torch.no_grad():
-        return torch.stack([plain_embedding(model, ids) for ids in encoder.tokenize(TEXTS)])
+        return torch.stack([plain_embedding(model, ids) for ids in token_ids(encoder, TEXTS)])
 
 
 @pytest.mark.parametrize("merged", [False, True], ids=["one", "merged"])
 def test_plain_peft_loads_a_lora(tiny: TextBackbone, tiny_folder: Path, tmp_path: Path, merged: bool) -> None:
     expert = random_expert(LORA, tiny, 0)
     if merged:
-        expert = merge(LORA, [random_expert(LORA, tiny, seed) for seed in range(3)], [0.5, 0.2, 0.3])
+        expert = merge(tiny, LORA, [random_expert(LORA, tiny, seed) for seed in range(3)], [0.5, 0.2, 0.3])
         assert next(iter(expert.values()))["lora_A.weight"].shape[0] == 6
     folder = write(tmp_path / "expert", LORA, expert)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # PEFT warns of keys that are missing
         model = peft.PeftModel.from_pretrained(open_encoder(tiny_folder).model, str(folder)).eval()
     torch.testing.assert_close(plain(model, tiny), with_bank(tiny, LORA, expert), atol=1e-6, rtol=1e-5)
-    assert (plain(model, tiny) - tiny.embed(TEXTS)).abs().max() > 1e-2
+    assert (plain(model, tiny) - embed(tiny, TEXTS)).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tinymodel import KINDS, flat, make_rows, make_task, random_expert
+from tinymodel import KINDS, MATCH, embed, flat, make_rows, make_task, random_expert
 from torch import Tensor
 
 from pitune.backbones.text import TextBackbone
 from pitune.experts import Bank, Expert, ExpertKind, Lora
 from pitune.experts.lora import A, B
-from pitune.interpolation.mixture import Granularity, Mixture, merge
-from pitune.interpolation.scoring import probabilities
+from pitune.interpolation.mixture import Mixture, merge
+from pitune.interpolation.scoring import answers
+from pitune.interpolation.settings import Granularity
 
 LORA, ADAPTER = KINDS
 TEXTS = ["w1 w2 w3 w4", "w30 w7", "w50 w51 w52 w53 w54"]
@@ -23,31 +24,31 @@ def experts(kind: ExpertKind, encoder: TextBackbone) -> list[Expert]:
 
 def mixture(kind: ExpertKind, encoder: TextBackbone, granularity: Granularity = "site") -> Mixture:
     """Return a mixture whose weights differ everywhere."""
-    made = Mixture(kind, experts(kind, encoder), torch.zeros(4), granularity)
+    made = Mixture(encoder, kind, experts(kind, encoder), torch.zeros(4), granularity)
     with torch.no_grad():
         made.alpha.copy_(torch.randn(made.alpha.shape, generator=torch.Generator().manual_seed(5)))
     return made
 
 
-def embed(encoder: TextBackbone, bank: Bank | Mixture) -> Tensor:
-    with torch.no_grad(), bank.attached(encoder.model):
-        return encoder.embed(TEXTS)
+def acted(encoder: TextBackbone, bank: Bank | Mixture) -> Tensor:
+    with bank.attached(encoder.model):
+        return embed(encoder, TEXTS)
 
 
 @pytest.mark.parametrize("granularity", ["site", "layer", "global"])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 def test_merged_equals_mixed(kind: ExpertKind, granularity: Granularity, tiny: TextBackbone) -> None:
     mixed = mixture(kind, tiny, granularity)
-    found = embed(tiny, Bank(kind, [mixed.merged()]))
-    torch.testing.assert_close(found, embed(tiny, mixed), atol=1e-6, rtol=1e-5)
-    assert (found - tiny.embed(TEXTS)).abs().max() > 1e-2
+    found = acted(tiny, Bank(kind, [mixed.merged()]))
+    torch.testing.assert_close(found, acted(tiny, mixed), atol=1e-6, rtol=1e-5)
+    assert (found - embed(tiny, TEXTS)).abs().max() > 1e-2
 
 
 def test_a_mixed_lora_is_the_weighted_sum_of_the_updates(tiny: TextBackbone) -> None:
     """The reference adds Σ wᵢ · alpha / rank · Bᵢ Aᵢ to the frozen weights, and has no expert at all."""
     assert isinstance(LORA, Lora)
     mixed = mixture(LORA, tiny)
-    found = embed(tiny, mixed)
+    found = acted(tiny, mixed)
     kept = {}
     for row, (site, _) in zip(mixed.alpha[mixed.rows], mixed.members.named_sites(), strict=True):
         weights = row.detach().exp() / row.detach().exp().sum()
@@ -55,7 +56,7 @@ def test_a_mixed_lora_is_the_weighted_sum_of_the_updates(tiny: TextBackbone) -> 
         weight = tiny.model.get_submodule(site).weight
         kept[site] = weight.data
         weight.data = weight.data + sum(w * part for w, part in zip(weights, parts, strict=True))
-    expected = tiny.embed(TEXTS)
+    expected = embed(tiny, TEXTS)
     for site, data in kept.items():
         tiny.model.get_submodule(site).weight.data = data
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
@@ -86,7 +87,7 @@ def test_sites_share_weights_by_granularity(granularity: Granularity, groups: in
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 def test_gradients_reach_the_weights_and_the_experts(kind: ExpertKind, tiny: TextBackbone) -> None:
     mixed = mixture(kind, tiny)
-    inputs = tiny.collate(tiny.tokenize(TEXTS))
+    inputs = tiny.inputs(tiny.encode_texts(TEXTS), {"text": 0})
     direction = torch.randn(32, generator=torch.Generator().manual_seed(0))
 
     def score() -> Tensor:
@@ -108,29 +109,35 @@ def test_gradients_reach_the_weights_and_the_experts(kind: ExpertKind, tiny: Tex
 
 def test_a_single_expert_with_all_the_weight_is_itself(tiny: TextBackbone) -> None:
     for kind in KINDS:
-        merged = merge(kind, experts(kind, tiny), [0.0, 0.0, 1.0, 0.0])
-        found = embed(tiny, Bank(kind, [merged]))
-        torch.testing.assert_close(found, embed(tiny, Bank(kind, [experts(kind, tiny)[2]])), atol=1e-6, rtol=1e-5)
+        merged = merge(tiny, kind, experts(kind, tiny), [0.0, 0.0, 1.0, 0.0])
+        found = acted(tiny, Bank(kind, [merged]))
+        torch.testing.assert_close(found, acted(tiny, Bank(kind, [experts(kind, tiny)[2]])), atol=1e-6, rtol=1e-5)
 
 
-def test_probabilities_of_several_experts_equal_each_ones_own(tiny: TextBackbone) -> None:
-    rows = make_rows(tiny, LORA, make_task("toy", 3, 70), "test")
-    together = probabilities(LORA, experts(LORA, tiny), rows)
+def test_answers_of_several_experts_equal_each_ones_own(tiny: TextBackbone) -> None:
+    rows = make_rows(tiny, make_task("toy", 3, 70), "test")
+    said, scores = answers(tiny, LORA, MATCH, experts(LORA, tiny), rows)
+    batch = MATCH.collate(tiny, {"text": 1}, [rows.rows] * 4)
+    with torch.no_grad():
+        together = MATCH.logits(tiny, Bank(LORA, experts(LORA, tiny)), batch).softmax(-1)
     assert together.shape == (4, 70, 3)
-    candidates = tiny.embed(["w40", "w41", "w42"])
+    assert scores.shape == (4, 70)
+    candidates = embed(tiny, ["w40", "w41", "w42"])
     texts = [example.text for example in make_task("toy", 3, 70).splits["test"]]
-    for expert, found in zip(experts(LORA, tiny), together, strict=True):
+    for index, expert in enumerate(experts(LORA, tiny)):
         with torch.no_grad(), Bank(LORA, [expert]).attached(tiny.model):
-            expected = (10.0 * tiny.embed(texts) @ candidates.T).softmax(-1)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+            expected = (10.0 * embed(tiny, texts) @ candidates.T).softmax(-1)
+        torch.testing.assert_close(together[index], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(scores[index], expected.amax(-1), atol=1e-5, rtol=1e-4)
+        assert said[index] == expected.argmax(-1).tolist()
 
 
 def test_a_mixture_leaves_no_hook_and_copies_its_experts(tiny: TextBackbone) -> None:
     given = experts(LORA, tiny)
-    mixed = Mixture(LORA, given, torch.zeros(4))
+    mixed = Mixture(tiny, LORA, given, torch.zeros(4))
     with torch.no_grad():
         for parameter in mixed.parameters():
             parameter.add_(1.0)
     assert torch.equal(flat(given[0]), flat(experts(LORA, tiny)[0]))
-    embed(tiny, mixed)
+    acted(tiny, mixed)
     assert not any(module._forward_hooks for module in tiny.model.modules())

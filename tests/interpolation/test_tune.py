@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from tinymodel import KINDS, flat, make_rows, make_task, random_expert
+from tinymodel import KINDS, embed, flat, make_rows, make_task, random_expert, setting
 from torch import Tensor, nn
 
 from pitune.backbones.text import TextBackbone
@@ -24,17 +25,19 @@ RECIPE = Recipe(steps=8, batch_size=6, learning_rate=0.05, validate_every=2)
 
 def run(encoder: TextBackbone, kind: ExpertKind = LORA, recipe: Recipe = RECIPE, **settings: object) -> Tuned:
     experts = [random_expert(kind, encoder, seed) for seed in range(3)]
-    train, validation = (make_rows(encoder, kind, TASK, split) for split in ("train", "validation"))
+    train, validation = (make_rows(encoder, TASK, split) for split in ("train", "validation"))
     chosen = InterpolationSettings.model_validate(settings)
-    return tune(kind, experts, torch.tensor([0.2, 0.1, 1.0]), train, validation, recipe, chosen, "toy@8#0")
+    return tune(
+        setting(encoder, kind), experts, torch.tensor([0.2, 0.1, 1.0]), train, validation, recipe, chosen, "toy@8#0"
+    )
 
 
 def score(encoder: TextBackbone, bank: Bank | Mixture) -> tuple[float, Tensor]:
     """Return the validation loss by another way: all texts at once, from the whole encoder."""
     examples = TASK.splits["validation"]
-    candidates = encoder.embed(TASK.label_texts)
+    candidates = embed(encoder, TASK.label_texts)
     with torch.no_grad(), bank.attached(encoder.model):
-        logits = 10.0 * encoder.embed([e.text for e in examples]) @ candidates.T
+        logits = 10.0 * embed(encoder, [e.text for e in examples]) @ candidates.T
     return float(nn.functional.cross_entropy(logits, torch.tensor([e.label for e in examples]))), logits
 
 
@@ -72,8 +75,8 @@ def test_it_equals_a_plain_loop(tiny: TextBackbone) -> None:
     optimizer = torch.optim.AdamW(
         [{"params": [alpha], "lr": 0.3, "weight_decay": 0.0}, {"params": moving, "lr": 0.025, "weight_decay": 0.1}]
     )
-    rows = make_rows(tiny, LORA, TASK)
-    candidates = tiny.embed(TASK.label_texts)
+    rows = make_rows(tiny, TASK)
+    candidates = embed(tiny, TASK.label_texts)
     for chosen in rows.order("toy@8#0", 3, 6).tolist():
         weights = alpha.exp() / alpha.exp().sum()
         changed = {}
@@ -81,10 +84,9 @@ def test_it_equals_a_plain_loop(tiny: TextBackbone) -> None:
             pairs = [(one[site]["lora_B.weight"], one[site]["lora_A.weight"]) for one in members]
             update = sum(3.0 * w * b @ a for w, (b, a) in zip(weights, pairs, strict=True))  # alpha / rank = 6 / 2
             changed[f"{site}.weight"] = tiny.model.get_submodule(site).weight + update
-        inputs = tiny.collate([rows.ids[row] for row in chosen])
-        given = {"input_ids": inputs.ids, "attention_mask": inputs.mask}
+        given = tiny.collate([row.encoded for row in rows.take(chosen)])
         states = torch.func.functional_call(tiny.model, changed, (), given).last_hidden_state
-        mask = inputs.mask.unsqueeze(-1)
+        mask = given["attention_mask"].unsqueeze(-1)
         embedded = nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
         labels = torch.tensor([TASK.splits["train"][row].label for row in chosen])
         loss = nn.functional.cross_entropy(10.0 * embedded @ candidates.T, labels)
@@ -103,11 +105,15 @@ def test_best_and_last(tiny: TextBackbone) -> None:
     found = {}
     for select in ("best", "last"):
         experts = [random_expert(LORA, tiny, seed) for seed in range(3)]
-        train, validation = (make_rows(tiny, LORA, TASK, split) for split in ("train", "validation"))
-        validation.labels = (validation.labels + 1) % 3
+        train, validation = (make_rows(tiny, TASK, split) for split in ("train", "validation"))
+        validation.rows = [replace(row, target=(row.target + 1) % 3) for row in validation.rows]
         recipe = RECIPE.model_copy(update={"learning_rate": 0.3, "select": select})
-        tuned = tune(LORA, experts, torch.zeros(3), train, validation, recipe, InterpolationSettings(), "toy@8#0")
-        assert validate(tuned.mixture, validation).loss == pytest.approx(tuned.validation.loss, abs=1e-5)
+        tuned = tune(
+            setting(tiny, LORA), experts, torch.zeros(3), train, validation, recipe, InterpolationSettings(), "toy@8#0"
+        )
+        assert validate(setting(tiny, LORA), tuned.mixture, validation).loss == pytest.approx(
+            tuned.validation.loss, abs=1e-5
+        )
         found[select] = tuned
     measured = [point["validation"] for point in found["best"].curve if not math.isnan(point["validation"])]
     assert len(measured) == 4
@@ -118,9 +124,9 @@ def test_best_and_last(tiny: TextBackbone) -> None:
 def test_reports_select_nothing(select: str, tiny: TextBackbone) -> None:
     told: list[tuple[int, Validation]] = []
     experts = [random_expert(LORA, tiny, seed) for seed in range(2)]
-    train, validation = (make_rows(tiny, LORA, TASK, split) for split in ("train", "validation"))
+    train, validation = (make_rows(tiny, TASK, split) for split in ("train", "validation"))
     tuned = tune(
-        *(LORA, experts, torch.zeros(2), train, validation),
+        *(setting(tiny, LORA), experts, torch.zeros(2), train, validation),
         RECIPE.model_copy(update={"select": select, "validate_every": None, "learning_rate": 0.3}),
         *(InterpolationSettings(), "toy@8#0"),
         report=lambda step, found: told.append((step, found)),
@@ -131,9 +137,9 @@ def test_reports_select_nothing(select: str, tiny: TextBackbone) -> None:
 
 
 def test_validation_does_not_depend_on_the_batches(tiny: TextBackbone) -> None:
-    mixed = Mixture(LORA, [random_expert(LORA, tiny, seed) for seed in range(2)], torch.zeros(2))
-    rows = make_rows(tiny, LORA, TASK, "validation")
-    small, large = validate(mixed, rows, batch=5), validate(mixed, rows)
+    mixed = Mixture(tiny, LORA, [random_expert(LORA, tiny, seed) for seed in range(2)], torch.zeros(2))
+    rows = make_rows(tiny, TASK, "validation")
+    small, large = (validate(setting(tiny, LORA), mixed, rows, batch) for batch in (5, 64))
     assert small.loss == pytest.approx(large.loss, abs=1e-5)
     assert small.accuracy == large.accuracy
     assert large.loss == pytest.approx(score(tiny, mixed)[0], abs=1e-5)
@@ -153,8 +159,10 @@ def test_the_start_is_similarity_over_temperature() -> None:
 def test_a_loss_that_is_not_a_number_is_one_line(tiny: TextBackbone) -> None:
     experts = [random_expert(LORA, tiny, seed) for seed in range(2)]
     list(experts[0].values())[-1]["lora_A.weight"][:] = math.nan
-    train, validation = (make_rows(tiny, LORA, TASK, split) for split in ("train", "validation"))
+    train, validation = (make_rows(tiny, TASK, split) for split in ("train", "validation"))
     with pytest.raises(
         PituneError, match=r"^interpolation of toy@8#0: the loss is nan at step 1; lower interpolation\."
     ):
-        tune(LORA, experts, torch.zeros(2), train, validation, RECIPE, InterpolationSettings(), "toy@8#0")
+        tune(
+            setting(tiny, LORA), experts, torch.zeros(2), train, validation, RECIPE, InterpolationSettings(), "toy@8#0"
+        )

@@ -11,20 +11,26 @@ from tinymodel import random_expert
 from tinystudy import make_materials
 
 from pitune.experts.checkpoint import to_files
-from pitune.interpolation.settings import SweepSettings
-from pitune.interpolation.target import Target
+from pitune.interpolation.jobs import Neighbour, TuningJob
+from pitune.interpolation.settings import InterpolationSettings, SweepSettings
 from pitune.runtime.sweep import OneByOne, Point, points, read_record, run_trial
 from pitune.store import Store
 from pitune.tasks.task import Slice
+from pitune.training.recipe import Recipe
+
+FEW = Recipe(steps=6, batch_size=4, learning_rate=0.02)
+SWEEP = SweepSettings(top_k=(1,), validate_every=2)
 
 
-def make_target(name: str, neighbour: str = "beta@full#0") -> Target:
-    return Target(artifacts=(name,), inputs={"makes": name}, slice=Slice.parse(name), neighbours=((neighbour, 0.5),))
+def make_target(name: str, neighbour: str = "beta@full#0", sweep: SweepSettings = SWEEP) -> TuningJob:
+    near = (Neighbour(neighbour, 0.5, f"experts/{neighbour}"),)
+    slice_ = Slice.parse(name)
+    return TuningJob((name,), {"makes": name}, slice_, near, f"experts/{name}", FEW, InterpolationSettings(), sweep)
 
 
 def test_every_combination_is_a_trial_once() -> None:
     sweep = SweepSettings(top_k=(1, 2, 1), temperature=(0.5, 1.0), own=("fresh",))
-    found = points(make_target("alpha@2#0"), sweep)
+    found = points(make_target("alpha@2#0", sweep=sweep))
     assert [(point.top_k, point.temperature) for point in found] == [(1, 0.5), (1, 1.0), (2, 0.5), (2, 1.0)]
     assert len({point.artifact for point in found}) == 4
 
@@ -62,8 +68,8 @@ def test_a_trial_goes_on_from_what_is_written_down(
     materials = make_materials(tmp_path, tiny_folder, steps=6)
     target, store = make_target("a@2#0", neighbour="b@2#0"), materials.store
     for name in ("a@2#0", "b@2#0"):
-        expert = random_expert(materials.config.expert, materials.backbone, seed=len(name))
-        store.commit(f"experts/{name}", to_files(materials.config.expert, expert, "tiny"), "mark")
+        expert = random_expert(materials.kind, materials.backbone, seed=len(name))
+        store.commit(f"experts/{name}", to_files(materials.kind, expert, "tiny"), "mark")
     point = Point(target, 1, 1.0, "trained")
     run_trial(materials, point)
     whole, merged = list(reported), store.read(point.artifact, "adapter_model.safetensors")

@@ -11,12 +11,26 @@ from typing import Literal
 
 import pytest
 import torch
-from tinymodel import KINDS, PlainExpert, flat, make_rows, make_task, open_encoder, plain_embedding, random_expert
+from tinymodel import (
+    KINDS,
+    MATCH,
+    PlainExpert,
+    embed,
+    flat,
+    make_rows,
+    make_task,
+    open_encoder,
+    plain_embedding,
+    random_expert,
+    token_ids,
+)
 from torch import Tensor, nn
 
+from pitune.backbones import Inputs
 from pitune.backbones.text import TextBackbone
-from pitune.experts import Expert, ExpertKind, Lora
-from pitune.interpolation.scoring import probabilities
+from pitune.experts import Bank, Expert, ExpertKind, Lora
+from pitune.interpolation.scoring import answers
+from pitune.objectives import Rows
 from pitune.training.engine import EngineSettings
 from pitune.training.loop import Alone, Member, PackTraining, Trained
 from pitune.training.recipe import Recipe
@@ -32,45 +46,74 @@ def members(encoder: TextBackbone, kind: ExpertKind) -> list[Member]:
     start, found = kind.start(encoder), []
     for name, classes, examples, longest in TASKS:
         task = make_task(name, classes, examples, longest)
-        train, validation = (make_rows(encoder, kind, task, split) for split in ("train", "validation"))
+        train, validation = (make_rows(encoder, task, split) for split in ("train", "validation"))
         found.append(Member(f"{name}@full#0", start, train, validation))
     return found
 
 
+Parts = tuple[tuple[int, float], ...]  # indices in TASKS, with weights
+
+
+def member_of(encoder: TextBackbone, kind: ExpertKind, parts: Parts) -> Member:
+    """Return a member that trains on several tasks."""
+    tasks = [(make_task(*TASKS[index]), weight) for index, weight in parts]
+    train, validation = (
+        Rows(encoder, MATCH, [(task, task.splits[split], weight) for task, weight in tasks])
+        for split in ("train", "validation")
+    )
+    return Member(name_of(parts), kind.start(encoder), train, validation)
+
+
+def name_of(parts: Parts) -> str:
+    return "+".join(f"{TASKS[index][0]}@full#0" for index, _ in parts)
+
+
 @functools.cache
-def plainly(folder: Path, kind: ExpertKind, index: int) -> tuple[Expert, list[float], tuple[float, float]]:
-    """Train one expert on one task, text by text, unpadded, from the whole encoder; return it, losses, validation."""
+def plainly(folder: Path, kind: ExpertKind, parts: Parts) -> tuple[Expert, list[float], tuple[float, float]]:
+    """Train one expert, text by text, unpadded, from the whole encoder; return it, its losses, its validation.
+
+    Each text meets the candidates of its own task.
+    """
     encoder = open_encoder(folder)
-    name, classes, examples, longest = TASKS[index]
-    task = make_task(name, classes, examples, longest)
-    candidates = encoder.embed(task.label_texts)
+    tasks = [make_task(*TASKS[index]) for index, _ in parts]
+    candidates = [embed(encoder, task.label_texts) for task in tasks]
+    held = {
+        split: [(n, e) for n, task in enumerate(tasks) for e in task.splits[split]] for split in ("train", "validation")
+    }
     expert = PlainExpert(kind, kind.start(encoder))
-    order = make_rows(encoder, kind, task).order(f"{name}@full#0", RECIPE.steps, RECIPE.batch_size).tolist()
+    order = member_of(encoder, kind, parts).train.order(name_of(parts), RECIPE.steps, RECIPE.batch_size).tolist()
     model = encoder.model
     expert.put_on(model)
     optimizer = torch.optim.AdamW(expert.parameters(), lr=1.0, weight_decay=0.1)
 
-    def logits(split: str, rows: list[int]) -> tuple[Tensor, Tensor]:
-        chosen = [task.splits[split][row] for row in rows]
-        embedded = [plain_embedding(model, encoder.tokenizer(e.text)["input_ids"]) for e in chosen]
-        return 10.0 * torch.stack(embedded) @ candidates.T, torch.tensor([e.label for e in chosen])
+    def scores(split: str, rows: list[int]) -> tuple[Tensor, list[bool]]:
+        losses, hits = [], []
+        for n, example in (held[split][row] for row in rows):
+            embedded = plain_embedding(model, token_ids(encoder, [example.text])[0])
+            logits = 10.0 * candidates[n] @ embedded
+            losses.append(nn.functional.cross_entropy(logits, torch.tensor(example.label)))
+            hits.append(int(logits.argmax()) == example.label)
+        return torch.stack(losses).mean(), hits
 
     losses = []
     for step, rows in enumerate(order):
         optimizer.param_groups[0]["lr"] = RECIPE.rate(step)
-        loss = nn.functional.cross_entropy(*logits("train", rows))
+        loss, _ = scores("train", rows)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(float(loss.detach()))
     with torch.no_grad():
-        found, labels = logits("validation", list(range(examples)))
-    accuracy = float((found.argmax(1) == labels).float().mean())
-    return expert.expert(), losses, (float(nn.functional.cross_entropy(found, labels)), accuracy)
+        found, hits = scores("validation", list(range(len(held["validation"]))))
+    return expert.expert(), losses, (float(found), sum(hits) / len(hits))
 
 
 def check(outcome: Trained, folder: Path, kind: ExpertKind, index: int) -> None:
-    expert, losses, (loss, accuracy) = plainly(folder, kind, index)
+    check_parts(outcome, folder, kind, ((index, 1.0),))
+
+
+def check_parts(outcome: Trained, folder: Path, kind: ExpertKind, parts: Parts) -> None:
+    expert, losses, (loss, accuracy) = plainly(folder, kind, parts)
     assert outcome.error is None and outcome.step == RECIPE.steps
     torch.testing.assert_close(flat(outcome.expert), flat(expert), atol=2e-5, rtol=1e-3)
     assert [point["loss"] for point in outcome.curve] == pytest.approx(losses, abs=1e-4)
@@ -85,7 +128,7 @@ def train(
     recipe: Recipe = RECIPE,
     settings: EngineSettings = SETTINGS,
 ) -> list[Trained]:
-    return PackTraining(encoder, kind, pack, recipe, settings).run()
+    return PackTraining(encoder, kind, MATCH, pack, recipe, settings).run()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
@@ -98,6 +141,33 @@ def test_a_pack_equals_plain_loops_one_after_another(kind: ExpertKind, tiny: Tex
 def test_a_pack_of_one_equals_the_plain_loop(kind: ExpertKind, tiny: TextBackbone, tiny_folder: Path) -> None:
     for index, member in enumerate(members(tiny, kind)):
         check(train(tiny, kind, [member])[0], tiny_folder, kind, index)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("weight", [3.0, 1e-12])
+def test_an_expert_of_several_tasks_equals_the_plain_loop(
+    weight: float, kind: ExpertKind, tiny: TextBackbone, tiny_folder: Path
+) -> None:
+    """Tasks of two and of five candidates in one batch: each row meets its own task's only."""
+    parts = ((0, 1.0), (1, weight))
+    member = member_of(tiny, kind, parts)
+    drawn = member.train.order(member.name, RECIPE.steps, RECIPE.batch_size)
+    assert (drawn < TASKS[0][2]).any()
+    assert (drawn >= TASKS[0][2]).any() == (weight > 1)  # what weighs next to nothing does not come
+    check_parts(train(tiny, kind, [member])[0], tiny_folder, kind, parts)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+def test_an_expert_of_several_tasks_in_a_pack_equals_itself_alone(
+    kind: ExpertKind, tiny: TextBackbone, tiny_folder: Path
+) -> None:
+    several: Parts = ((1, 1.0), (0, 2.0), (2, 1.0))
+    pack = [members(tiny, kind)[0], member_of(tiny, kind, several), members(tiny, kind)[2]]
+    together, alone = train(tiny, kind, pack), [train(tiny, kind, [member])[0] for member in pack]
+    for index, parts in enumerate((((0, 1.0),), several, ((2, 1.0),))):
+        check_parts(together[index], tiny_folder, kind, parts)
+        torch.testing.assert_close(flat(together[index].expert), flat(alone[index].expert), atol=2e-5, rtol=1e-3)
+        assert together[index].validation == pytest.approx(alone[index].validation, abs=1e-5)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -116,12 +186,14 @@ def test_accumulation_gives_the_same(parts: int, tiny: TextBackbone, tiny_folder
 
 def test_validation_runs_no_more_rows_than_there_are(tiny: TextBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     pack, seen = members(tiny, LORA), 0
+    train(tiny, LORA, pack)  # candidates run once, here
     forward = TextBackbone.forward
 
-    def counting(self: TextBackbone, inputs: object, first: int = 0) -> Tensor:
+    def counting(self: TextBackbone, inputs: Inputs) -> Tensor:
         nonlocal seen
-        seen += 0 if torch.is_grad_enabled() else len(inputs.ids)  # type: ignore[attr-defined]
-        return forward(self, inputs, first)  # type: ignore[arg-type]
+        runs = inputs.embeddings is None and not torch.is_grad_enabled()
+        seen += len(inputs.tensors["input_ids"]) if runs else 0
+        return forward(self, inputs)
 
     monkeypatch.setattr(TextBackbone, "forward", counting)
     train(tiny, LORA, pack)
@@ -138,11 +210,14 @@ def test_best_is_the_lowest_validation_loss_of_each_expert(tiny: TextBackbone) -
         assert outcome.validation["loss"] == measured[outcome.step]
     assert len({outcome.step for outcome in found}) > 1  # each has its own choice, not the pack
     # The chosen expert is the one of that step: scored anew, it has the loss that was measured then.
-    early = next(outcome for outcome in found if outcome.step < 12)
-    member = members(tiny, LORA)[found.index(early)]
-    chances = probabilities(LORA, [early.expert], member.validation)[0]
-    truth = chances[torch.arange(len(chances)), member.validation.labels]
-    assert float(-truth.log().mean()) == pytest.approx(early.validation["loss"], abs=1e-4)
+    index, early = next((index, outcome) for index, outcome in enumerate(found) if outcome.step < 12)
+    member = members(tiny, LORA)[index]
+    batch = MATCH.collate(tiny, tiny.firsts(list(early.expert)), [member.validation.rows])
+    loss = MATCH.losses(tiny, Bank(LORA, [early.expert]), batch).mean()
+    assert float(loss) == pytest.approx(early.validation["loss"], abs=1e-4)
+    (said,), _ = answers(tiny, LORA, MATCH, [early.expert], member.validation)
+    hits = [answer == row.target for answer, row in zip(said, member.validation.rows, strict=True)]
+    assert sum(hits) / len(hits) == pytest.approx(early.validation["accuracy"])
 
 
 def test_last_is_the_last_step_whatever_its_loss(tiny: TextBackbone) -> None:
@@ -219,10 +294,10 @@ def test_resuming_is_bit_identical(stage: Stage, recipe: dict[str, object], tiny
     through = train(tiny, LORA, members(tiny, LORA), chosen, settings)
     first = Saving(tmp_path / "kept", crash_after=5)
     with pytest.raises(Interrupted):
-        PackTraining(tiny, LORA, members(tiny, LORA), chosen, settings, first, checkpoint_every=2).run()
+        PackTraining(tiny, LORA, MATCH, members(tiny, LORA), chosen, settings, first, checkpoint_every=2).run()
     assert first.saved == [2, 4]
     second = Saving(tmp_path / "kept", crash_after=None)
-    training = PackTraining(tiny, LORA, members(tiny, LORA), chosen, settings, second, checkpoint_every=2)
+    training = PackTraining(tiny, LORA, MATCH, members(tiny, LORA), chosen, settings, second, checkpoint_every=2)
     resumed = training.run()
     assert second.saved == []  # went on from step 4; the last step needs no checkpoint
     for one, other in zip(resumed, through, strict=True):

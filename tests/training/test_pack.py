@@ -15,24 +15,33 @@ from tinystudy import make_materials
 from pitune.errors import PituneError
 from pitune.experts.checkpoint import to_files
 from pitune.materials import Materials
-from pitune.store import Store
 from pitune.tasks.task import Slice
-from pitune.training.loop import Alone
+from pitune.training.engine import EngineSettings
+from pitune.training.loop import Alone, Member, PackTraining
 from pitune.training.pack import ExpertJob, Pack, make_packs
 from pitune.training.recipe import Recipe
 from pitune.training.settings import TrainingSettings
 from pitune.training.work import ExpertTraining
 
+FEW = Recipe(steps=3, batch_size=4, learning_rate=0.02)
+SETTINGS = TrainingSettings()
 
-def job(text: str, start: str | None = None) -> ExpertJob:
-    return ExpertJob((f"experts/{text}",), {"slice": text, "start": start}, Slice.parse(text), start)
+
+def job(text: str, start: str | None = None, recipe: Recipe = FEW, length: int = 1) -> ExpertJob:
+    data = ((Slice.parse(text), 1.0),)
+    return ExpertJob((f"experts/{text}",), {"slice": text, "start": start}, text, data, recipe, start, length)
+
+
+def jobs_of(slices: dict[str, int], settings: TrainingSettings) -> list[ExpertJob]:
+    """Return the jobs of slices with their rows' lengths, each trained as the settings say."""
+    return [job(text, None, settings.recipe(Slice.parse(text)), length) for text, length in slices.items()]
 
 
 def packed(slices: dict[str, int], **settings: object) -> list[set[str]]:
-    jobs = [job(text) for text in slices]
-    packs = make_packs(jobs, TrainingSettings.model_validate(settings), list(slices.values()), "p")
+    chosen = TrainingSettings.model_validate(settings)
+    packs = make_packs(jobs_of(slices, chosen), chosen)
     assert len({pack.name for pack in packs}) == len(packs)
-    return [{str(one.slice) for one in pack.jobs} for pack in packs]
+    return [{one.name for one in pack.jobs} for pack in packs]
 
 
 def test_a_pack_has_one_recipe() -> None:
@@ -64,10 +73,8 @@ def test_a_packs_name_is_that_of_its_checkpoints() -> None:
     """It stays when other packs are done, and changes with all that shards depend on."""
 
     def names(slices: dict[str, int], **settings: object) -> list[str]:
-        jobs = [job(text) for text in slices]
-        return [
-            pack.name for pack in make_packs(jobs, TrainingSettings.model_validate(settings), [10] * len(jobs), "p")
-        ]
+        chosen = TrainingSettings.model_validate(settings)
+        return [pack.name for pack in make_packs(jobs_of(slices, chosen), chosen)]
 
     slices = {f"a@4#{seed}": 10 for seed in range(4)}
     first, second = names(slices, pack_size=2)
@@ -82,19 +89,14 @@ def materials(tiny_folder: Path, tmp_path: Path) -> Materials:
     return make_materials(tmp_path / "study", tiny_folder, steps=3)
 
 
-FEW = Recipe(steps=3, batch_size=4, learning_rate=0.02)
-
-
-def test_a_pack_is_committed_expert_by_expert(materials: Materials) -> None:
-    ExpertTraining(materials).train(Pack("p", (job("a@4#0"), job("b@4#1")), FEW), Alone())
-    alone = Store(materials.store.root + "-alone")
-    other = Materials(materials.config, alone)
-    other._tasks = materials._tasks
-    ExpertTraining(other).train(Pack("q", (job("b@4#1"),), FEW), Alone())
+def test_a_pack_is_committed_expert_by_expert(materials: Materials, tiny_folder: Path, tmp_path: Path) -> None:
+    ExpertTraining(materials, SETTINGS).train(Pack("p", (job("a@4#0"), job("b@4#1"))), Alone())
+    other = make_materials(tmp_path / "alone", tiny_folder, steps=3)
+    ExpertTraining(other, SETTINGS).train(Pack("q", (job("b@4#1"),)), Alone())
     manifest = materials.store.manifest("experts/b@4#1")
     assert manifest is not None
-    assert {key: manifest[key] for key in ("slice", "start", "selection", "step", "pack")} == {
-        **{"slice": "b@4#1", "start": "common", "selection": "last", "step": 3, "pack": "p"}
+    assert {key: manifest[key] for key in ("data", "start", "selection", "step", "pack")} == {
+        **{"data": [["b@4#1", 1.0]], "start": "common", "selection": "last", "step": 3, "pack": "p"}
     }
     torch.testing.assert_close(
         flat(materials.expert("experts/b@4#1")), flat(other.expert("experts/b@4#1")), atol=1e-5, rtol=1e-3
@@ -108,9 +110,26 @@ def test_a_pack_is_committed_expert_by_expert(materials: Materials) -> None:
 
 def test_an_expert_may_start_from_another(materials: Materials) -> None:
     still = Recipe(steps=1, batch_size=4, learning_rate=1e-12)
-    ExpertTraining(materials).train(Pack("p", (job("a@4#0"),), FEW), Alone())
-    ExpertTraining(materials).train(Pack("q", (job("b@4#0", "experts/a@4#0"),), still), Alone())
+    ExpertTraining(materials, SETTINGS).train(Pack("p", (job("a@4#0"),)), Alone())
+    ExpertTraining(materials, SETTINGS).train(Pack("q", (job("b@4#0", "experts/a@4#0", still),)), Alone())
     torch.testing.assert_close(flat(materials.expert("experts/b@4#0")), flat(materials.expert("experts/a@4#0")))
+
+
+def test_an_expert_of_several_slices_is_committed_with_their_weights(materials: Materials) -> None:
+    slices = tuple(map(Slice.parse, ("a@4#0", "b@4#0")))
+    several = ExpertJob(("experts/both",), {"both": True}, "both", ((slices[0], 1.0), (slices[1], 3.0)), FEW)
+    ExpertTraining(materials, SETTINGS).train(Pack("p", (job("a@4#0"), several)), Alone())
+    manifest = materials.store.manifest("experts/both")
+    assert manifest is not None
+    assert manifest["data"] == [["a@4#0", 1.0], ["b@4#0", 3.0]]
+    rows = [materials.rows(several.data, role) for role in ("train", "validation")]
+    alone = PackTraining(
+        *(materials.backbone, materials.kind, materials.objective),
+        [Member("both", materials.start, *rows)],
+        *(FEW, EngineSettings()),
+    ).run()[0]
+    torch.testing.assert_close(flat(materials.expert("experts/both")), flat(alone.expert), atol=1e-5, rtol=1e-3)
+    assert manifest["validation"] == pytest.approx(alone.validation, abs=1e-5)
 
 
 def test_an_expert_that_is_not_a_number_is_told_and_the_others_committed(materials: Materials) -> None:
@@ -118,13 +137,13 @@ def test_an_expert_that_is_not_a_number_is_told_and_the_others_committed(materia
     next(iter(sick.values()))["lora_B.weight"][:] = math.inf
     bad = job("bad@4#0")
     materials.store.commit(
-        "experts/bad@4#0", to_files(materials.config.expert, sick, "tiny"), bad.fingerprint, inputs=bad.inputs
+        "experts/bad@4#0", to_files(materials.kind, sick, "tiny"), bad.fingerprint, inputs=bad.inputs
     )
-    pack = Pack("p", (job("a@4#0"), job("b@4#0", "experts/bad@4#0")), FEW)
+    pack = Pack("p", (job("a@4#0"), job("b@4#0", "experts/bad@4#0")))
     with pytest.raises(
         PituneError, match=r"^expert b@4#0: the loss is nan at step 1; lower training\.\*\.learning_rate$"
     ):
-        ExpertTraining(materials).train(pack, Alone())
+        ExpertTraining(materials, SETTINGS).train(pack, Alone())
     assert materials.store.manifest("experts/a@4#0") is not None
     assert materials.store.manifest("experts/b@4#0") is None
 

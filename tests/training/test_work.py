@@ -45,13 +45,18 @@ def test_two_workers_that_share_out_the_backbone_train_like_one(ray_session: Non
         for stage in "30"
     )
     for plan in (shared, alone):
-        jobs = [job for job in plan.experts() if job.slice.shots]
-        packs = make_packs(jobs, plan.config.training, [10] * len(jobs), "few")
+        jobs = [job for job in plan.experts() if job.data[0][0].shots]
+        packs = make_packs(jobs, plan.config.training)
         assert len(packs) == 1
         if plan is shared:
-            assert run_packs(packs, Sharded(plan.materials), GangSettings(str(tmp_path / "ray"), workers=2)) == {}
+            assert (
+                run_packs(
+                    packs, Sharded(plan.materials, plan.config.training), GangSettings(str(tmp_path / "ray"), workers=2)
+                )
+                == {}
+            )
         else:
-            ExpertTraining(plan.materials).train(packs[0], Alone())
+            ExpertTraining(plan.materials, plan.config.training).train(packs[0], Alone())
     for target in shared.config.targets:
         ours, theirs = (flat(plan.materials.expert(f"experts/{target}")) for plan in (shared, alone))
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)

@@ -1,0 +1,358 @@
+"""What a backbone is: frozen towers, how examples become their input, and what of them runs only once.
+
+A *tower* is a stack of layers that turns examples of some modality into vectors. Experts act in its upper layers; what
+lies below the first expert, the *trunk*, and a whole tower without experts give the same for the same input whatever
+the experts are. **What no expert touches runs once**: its output is kept by the content of its input, in one cache
+whose bytes are bounded for the whole process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pitune.errors import PituneError
+from pitune.settings import Settings
+
+if TYPE_CHECKING:
+    from pitune.tasks.task import Example
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TRUNK_ROWS = 64
+"""Rows of one batch through what no expert touches."""
+
+
+class BackboneSettings(Settings, ABC):
+    """The settings of one family of backbones, and the way to open one."""
+
+    kind: str
+    uri: str
+
+    @abstractmethod
+    def open(self, folder: Path, precision: Precision = "fp32") -> Backbone:
+        """Open the model in ``folder``.
+
+        Raises:
+            PituneError: the folder holds no such model, or one that would run code of its own.
+        """
+
+    @abstractmethod
+    def cost(self, example: Example) -> int:
+        """Return about how many tokens an example is, without opening the model: what a plan reckons with."""
+
+
+class Tower(NamedTuple):
+    """A stack of layers: the path of its ``nn.ModuleList`` in the model, how many layers, and its output's width."""
+
+    name: str
+    stack: str
+    depth: int
+    width: int
+
+
+class Site(NamedTuple):
+    """A module of a tower: its path in the model and the layer that it is part of."""
+
+    tower: str
+    path: str
+    layer: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One thing that one tower reads, not padded.
+
+    Attributes:
+        tower: who reads it.
+        content: what it is, as the backbone that encoded it wants it (token ids, a preprocessed picture).
+        cost: how much there is to compute, in tokens or patches; batches are made of rows of like cost.
+        key: the hash of ``content``.
+        again: whether it is read more than once: what no expert touches of it is then kept.
+    """
+
+    tower: str
+    content: Any
+    cost: int
+    key: bytes
+    again: bool = True
+
+    @classmethod
+    def of_ids(cls, tower: str, ids: Sequence[int]) -> Encoded:
+        """Encode token ids."""
+        return cls(tower, tuple(ids), len(ids), hashlib.blake2b(repr(ids).encode(), digest_size=16).digest())
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A padded batch for one tower.
+
+    Attributes:
+        tower: who reads it.
+        tensors: what the tower's model takes, each (rows, …).
+        first: the lowest layer with an expert.
+        hidden: what enters that layer, (rows, tokens, width); None where it is the lowest of all.
+        embeddings: the whole tower's output, (rows, width), where no expert touches the tower.
+    """
+
+    tower: str
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    first: int = 0
+    hidden: Tensor | None = None
+    embeddings: Tensor | None = None
+
+
+class FrozenCache:
+    """Outputs of what no expert touches, by content; the oldest make room for new ones.
+
+    First in, first out: which outputs are there depends on what was computed, not on what was asked for, so that the
+    workers of a gang, which compute the same, keep the same.
+
+    Args:
+        most: bytes, for the whole process.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.bytes = most, 0
+        self._held: dict[tuple[Any, ...], Tensor] = {}
+
+    def get(self, key: tuple[Any, ...]) -> Tensor | None:
+        """Return what is kept under ``key``, if it is there."""
+        return self._held.get(key)
+
+    def put(self, key: tuple[Any, ...], value: Tensor) -> None:
+        """Keep ``value``, unless it is larger than all the room there is."""
+        size = value.numel() * value.element_size()
+        if key in self._held or size > self.most:
+            return
+        while self.bytes + size > self.most:
+            oldest = self._held.pop(next(iter(self._held)))
+            self.bytes -= oldest.numel() * oldest.element_size()
+        self._held[key] = value
+        self.bytes += size
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._held.clear()
+        self.bytes = 0
+
+
+CACHE = FrozenCache(1 << 30)
+"""The one cache of this process."""
+
+
+class Backbone(nn.Module, ABC):
+    """A frozen model, always in evaluation mode: dropout would only couple results to luck.
+
+    A subclass sets the attributes and says in five methods what is particular to its family. What is shared lies here:
+    where a module is, skipping layers, the cache.
+
+    Args:
+        model: the plain Hugging Face model, whose experts attach to its modules.
+        towers: by name.
+        examples_tower: who reads examples.
+        texts_tower: who reads candidates' texts; in a text encoder the same one.
+        precision: the type of the frozen matrices, in which the layers compute; the experts, norms, biases, pooling and
+            losses are float32 always.
+    """
+
+    _openings: ClassVar[int] = 0
+
+    def __init__(
+        self, model: nn.Module, towers: Sequence[Tower], examples_tower: str, texts_tower: str, precision: Precision
+    ) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self.towers = {tower.name: tower for tower in towers}
+        self.examples_tower, self.texts_tower = examples_tower, texts_tower
+        self._dtype = DTYPES[precision]
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(self._dtype if parameter.dim() > 1 else torch.float32)
+        Backbone._openings += 1
+        self._number = Backbone._openings  # what is kept of one backbone is not another's
+        self._tuples: dict[str, bool] = {}  # by tower: whether its layers return tuples
+
+    # --- what a family says ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Return the input of each example, for ``examples_tower``."""
+
+    @abstractmethod
+    def encode_texts(self, texts: Sequence[str]) -> list[Encoded]:
+        """Return the input of each candidate's text, for ``texts_tower``."""
+
+    @abstractmethod
+    def collate(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Pad rows of one tower to the longest: tensors (rows, …) on the CPU."""
+
+    @abstractmethod
+    def embed(self, inputs: Inputs) -> Tensor:
+        """Run the tower and pool: (rows, width), of any length and type. Skipped layers are no business of this."""
+
+    # --- what all share ----------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        found: torch.device = next(self.model.parameters()).device
+        return found
+
+    @property
+    def is_fp16(self) -> bool:
+        """Whether the layers compute in fp16, in which small gradients are lost unless the loss is scaled."""
+        return self._dtype is torch.float16
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def layers(self, tower: str) -> nn.ModuleList:
+        """Return a tower's stack of layers."""
+        stack = self.model.get_submodule(self.towers[tower].stack)
+        assert isinstance(stack, nn.ModuleList)
+        return stack
+
+    def locate(self, path: str) -> Site | None:
+        """Return in which tower and layer the module at ``path`` is; None where it is in none."""
+        for tower in self.towers.values():
+            rest = path.removeprefix(tower.stack + ".") if path.startswith(tower.stack + ".") else ""
+            if rest:
+                return Site(tower.name, path, int(rest.partition(".")[0]))
+        return None
+
+    def firsts(self, paths: Sequence[str]) -> dict[str, int]:
+        """Return the lowest layer with one of the sites at ``paths``, by tower; towers without a site are not in it."""
+        found: dict[str, int] = {}
+        for site in map(self.locate, paths):
+            if site is not None:
+                found[site.tower] = min(site.layer, found.get(site.tower, site.layer))
+        return found
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Embed a batch: (rows, width), float32, of length 1."""
+        if inputs.embeddings is not None:
+            return inputs.embeddings
+        skipped = range(inputs.first if inputs.hidden is not None else 0)
+        with self._replaced(inputs.tower, skipped, inputs.hidden), self._autocast():
+            pooled = self.embed(inputs)
+        return nn.functional.normalize(pooled.float(), dim=-1)
+
+    def inputs(self, rows: Sequence[Encoded], firsts: Mapping[str, int]) -> Inputs:
+        """Return a padded batch of rows of one tower, with what no expert touches computed or taken from the cache.
+
+        Args:
+            rows: one or more.
+            firsts: the lowest layer with an expert, by tower; a tower that is not in it has none.
+        """
+        tower, first = rows[0].tower, firsts.get(rows[0].tower)
+        if first == 0:
+            return Inputs(tower, self._placed(rows))
+        found = self.frozen(rows, first)
+        if first is None:
+            return Inputs(tower, embeddings=torch.stack(found))
+        hidden = nn.utils.rnn.pad_sequence(found, batch_first=True)
+        return Inputs(tower, self._placed(rows), first, hidden)
+
+    @torch.no_grad()
+    def frozen(self, rows: Sequence[Encoded], first: int | None) -> list[Tensor]:
+        """Return for each row what enters layer ``first``, (tokens, width); where None: its embedding, (width,).
+
+        Rows of the same content are computed once.
+        """
+        found = {row.key: CACHE.get((self._number, row.tower, first, row.key)) for row in rows}
+        missing = sorted({row.key: row for row in rows if found[row.key] is None}.values(), key=lambda row: row.cost)
+        for start in range(0, len(missing), TRUNK_ROWS):
+            part = missing[start : start + TRUNK_ROWS]
+            inputs = Inputs(part[0].tower, self._placed(part))
+            states = self(inputs) if first is None else self._below(inputs, first)
+            for row, state in zip(part, states, strict=True):
+                kept = (state if first is None else state[: row.cost]).clone()
+                found[row.key] = kept
+                if row.again:
+                    CACHE.put((self._number, row.tower, first, row.key), kept)
+        states = [found[row.key] for row in rows]
+        return [state for state in states if state is not None]
+
+    def _placed(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device) for name, tensor in self.collate(rows).items()}
+
+    def _below(self, inputs: Inputs, first: int) -> Tensor:
+        """Run the layers below ``first``: (rows, tokens, width)."""
+        found: list[Tensor] = []
+        layers = self.layers(inputs.tower)
+
+        def keep(_: nn.Module, __: Any, output: Any) -> None:
+            found.append(output[0] if isinstance(output, tuple) else output)
+
+        handle = layers[first - 1].register_forward_hook(keep)
+        try:
+            with self._replaced(inputs.tower, range(first, len(layers)), None), self._autocast():
+                self.embed(inputs)
+        finally:
+            handle.remove()
+        return found[0]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not torch.float32)
+
+    @contextlib.contextmanager
+    def _replaced(self, tower: str, which: range, hidden: Tensor | None) -> Iterator[None]:
+        """Let stand-ins take the place of some layers; the last of them hands on ``hidden``."""
+        layers = self.layers(tower)
+        kept = {index: layers[index] for index in which}
+        for index, layer in kept.items():
+            last = index == which.stop - 1
+            layers._modules[str(index)] = _StandIn(layer, self._tuples[tower], hidden if last else None)
+        try:
+            yield
+        finally:
+            for index, layer in kept.items():
+                layers._modules[str(index)] = layer
+
+    @torch.no_grad()
+    def try_out(self, row: Encoded) -> None:
+        """Run a row's tower once, and note what its layers return; a family calls it when it is opened."""
+        found: list[bool] = []
+        handle = self.layers(row.tower)[0].register_forward_hook(
+            lambda _, __, output: found.append(isinstance(output, tuple))
+        )
+        try:
+            self(Inputs(row.tower, self._placed([row])))
+        finally:
+            handle.remove()
+        self._tuples[row.tower] = found[0]
+
+
+class _StandIn(nn.Module):
+    """Takes the place of a layer: hands on ``hidden`` where it has one, else what it was given."""
+
+    def __init__(self, layer: nn.Module, returns_tuple: bool, hidden: Tensor | None = None) -> None:
+        super().__init__()
+        self.layer = (layer,)  # in a tuple: no submodule
+        self.returns_tuple = returns_tuple
+        self.hidden = hidden
+
+    def __getattr__(self, name: str) -> Any:
+        # Some models ask a layer what kind of attention it has before they call it.
+        return getattr(self.layer[0], name)
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor]:
+        out = hidden_states if self.hidden is None else self.hidden
+        return (out,) if self.returns_tuple else out
+
+
+def largest_stack(model: nn.Module, uri: str) -> tuple[str, nn.ModuleList]:
+    """Return the path and the list of modules of ``model`` that holds most parameters: an encoder's layers."""
+    stacks = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and module]
+    if not stacks:
+        raise PituneError(f"backbone.uri: {uri} has no stack of layers; name a transformer encoder")
+    return max(stacks, key=lambda pair: sum(parameter.numel() for parameter in pair[1].parameters()))

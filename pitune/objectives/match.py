@@ -1,0 +1,126 @@
+"""Matching: an example's embedding meets those of its task's candidate texts; the cosine, scaled, is the logit.
+
+A task has no head of its own, so zero-shot works and all tasks share one parameter space. A row meets its own task's
+candidates only: those of other tasks in the batch are left out, not multiplied by zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pitune.backbones.base import Backbone, Encoded, Inputs
+from pitune.objectives.base import Acting, Answers, Objective, Row
+from pitune.tasks.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """A task's candidate texts, encoded, in the order of its labels."""
+
+    texts: tuple[Encoded, ...]
+
+
+@dataclass(frozen=True)
+class MatchBatch:
+    """E groups of rows and, for each group, the candidates of the tasks that its rows are of.
+
+    Attributes:
+        examples: E · rows of them.
+        candidates: E · most; groups with fewer are filled up with what no row meets.
+        met: (E, rows, most), whether a row meets a candidate.
+        labels: (E, rows), the right one's place among the group's candidates.
+        shift: (E, rows), the place of the first candidate of a row's own task.
+    """
+
+    examples: Inputs
+    candidates: Inputs
+    met: Tensor
+    labels: Tensor
+    shift: Tensor
+
+
+class Match(Objective):
+    """Cosine with candidates' texts, softmax over them."""
+
+    kind: Literal["match"] = "match"
+    scale: float = Field(20.0, gt=0, description="logits are the cosine times this")
+    live: bool | None = Field(
+        None, description="experts act on candidates' texts too; null: where a tower of its own reads them"
+    )
+
+    def prepare(self, backbone: Backbone, task: Task) -> Candidates:
+        """Encode the task's label texts."""
+        return Candidates(tuple(backbone.encode_texts(task.label_texts)))
+
+    def shares(self, backbone: Backbone, firsts: Mapping[str, int]) -> bool:
+        """Say whether an expert acts on candidates, which all rows of its group meet."""
+        apart = backbone.texts_tower != backbone.examples_tower
+        return backbone.texts_tower in firsts and (apart if self.live is None else self.live)
+
+    def collate(self, backbone: Backbone, firsts: Mapping[str, int], groups: Sequence[Sequence[Row]]) -> MatchBatch:
+        """Batch the rows, and the candidates of each group's tasks."""
+        shifts = [_shifts(rows) for rows in groups]
+        texts = [[text for task in tasks for text in task.texts] for tasks in shifts]
+        most = max(map(len, texts))
+        met = torch.zeros((len(groups), len(groups[0]), most), dtype=torch.bool)
+        shift = torch.tensor([[tasks[row.task] for row in rows] for tasks, rows in zip(shifts, groups, strict=True)])
+        for e, rows in enumerate(groups):
+            for r, row in enumerate(rows):
+                met[e, r, shift[e, r] : shift[e, r] + len(row.task.texts)] = True
+        labels = shift + torch.tensor([[row.target for row in rows] for rows in groups])
+        filled = [text for held in texts for text in [*held, *held[:1] * (most - len(held))]]
+        place = backbone.device
+        return MatchBatch(
+            backbone.inputs([row.encoded for rows in groups for row in rows], firsts),
+            backbone.inputs(filled, firsts if self.shares(backbone, firsts) else {}),
+            met.to(place),
+            labels.to(place),
+            shift.to(place),
+        )
+
+    def losses(self, backbone: Backbone, acting: Acting, batch: MatchBatch, luck: Tensor | None = None) -> Tensor:
+        """Return the loss of each row, (E, rows)."""
+        logits = self.logits(backbone, acting, batch)
+        return self.row_losses(logits, batch.labels if luck is None else self.drawn(logits, luck))
+
+    def answers(self, backbone: Backbone, acting: Acting, batch: MatchBatch) -> Answers:
+        """Return the likeliest candidate of each row, its place among its task's labels, and its probability."""
+        logits = self.logits(backbone, acting, batch)
+        scores, places = logits.softmax(-1).max(-1)
+        return Answers(self.row_losses(logits, batch.labels), (places - batch.shift).tolist(), scores)
+
+    def logits(self, backbone: Backbone, acting: Acting, batch: MatchBatch) -> Tensor:
+        """Score each group's candidates: (E, rows, most), float32; those that a row does not meet get -inf."""
+        with acting.attached(backbone.model):
+            examples, candidates = backbone(batch.examples), backbone(batch.candidates)
+        groups = len(batch.labels)
+        examples, candidates = (found.view(groups, -1, found.shape[-1]) for found in (examples, candidates))
+        logits = self.scale * torch.bmm(examples, candidates.transpose(1, 2))
+        return logits.masked_fill(~batch.met, float("-inf"))
+
+    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy (E, rows) of logits (E, rows, most) with the right candidates (E, rows)."""
+        return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+
+    def drawn(self, logits: Tensor, luck: Tensor) -> Tensor:
+        """Draw a candidate for each row of ``logits`` (E, rows, most) from the softmax, by ``luck`` (E, rows)."""
+        reached = logits.detach().double().softmax(-1).cumsum(-1)
+        last = (logits > float("-inf")).long().cumsum(-1).argmax(-1)  # the last candidate that the row meets
+        return torch.minimum((reached <= luck.to(reached).unsqueeze(-1)).sum(-1), last)
+
+
+def _shifts(rows: Sequence[Row]) -> dict[Candidates, int]:
+    """Return the tasks of a group, each with the place of its first candidate among those of all."""
+    found: dict[Candidates, int] = {}
+    place = 0
+    for row in rows:
+        if row.task not in found:
+            found[row.task] = place
+            place += len(row.task.texts)
+    return found

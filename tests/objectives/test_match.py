@@ -1,0 +1,88 @@
+"""Matching against plain computations, row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tinymodel import (
+    KINDS,
+    MATCH,
+    PlainExpert,
+    embed,
+    make_rows,
+    make_task,
+    open_encoder,
+    plain_embedding,
+    random_expert,
+)
+from torch import Tensor, nn
+
+from pitune.backbones.text import TextBackbone
+from pitune.experts import Bank
+from pitune.objectives import NOBODY, Rows, right
+
+LORA = KINDS[0]
+
+
+def test_packed_scores_and_losses_equal_each_tasks_own(tiny: TextBackbone) -> None:
+    tasks = [make_task(name, classes, 12) for name, classes in (("a", 2), ("b", 5), ("c", 3))]
+    chosen = [[0, 5], [3, 4], [7, 7]]
+    groups = [make_rows(tiny, task).take(rows) for task, rows in zip(tasks, chosen, strict=True)]
+    batch = MATCH.collate(tiny, {"text": 1}, groups)
+    losses, found = MATCH.losses(tiny, NOBODY, batch), MATCH.answers(tiny, NOBODY, batch)
+    for index, (task, rows) in enumerate(zip(tasks, chosen, strict=True)):
+        examples = [task.splits["train"][row] for row in rows]
+        own = 10.0 * embed(tiny, [e.text for e in examples]) @ embed(tiny, task.label_texts).T
+        labels = torch.tensor([e.label for e in examples])
+        expected = nn.functional.cross_entropy(own, labels, reduction="none")
+        torch.testing.assert_close(losses[index], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.losses[index], expected, atol=1e-5, rtol=1e-5)
+        assert found.answers[index] == own.argmax(1).tolist()
+        torch.testing.assert_close(found.scores[index], own.softmax(1).amax(1), atol=1e-5, rtol=1e-5)
+        assert right(found, groups)[index].tolist() == (own.argmax(1) == labels).float().tolist()
+
+
+def test_a_row_meets_its_own_tasks_candidates_only(tiny: TextBackbone) -> None:
+    """One expert on rows of three tasks: each row's loss is what it is among its own task's candidates."""
+    tasks = [make_task(name, classes, 12) for name, classes in (("a", 2), ("b", 5), ("c", 3))]
+    rows = Rows(tiny, MATCH, [(task, task.splits["train"], 1.0) for task in tasks])
+    chosen = [30, 1, 13, 14, 2, 35]
+    batch = MATCH.collate(tiny, {"text": 0}, [rows.take(chosen)])
+    found = MATCH.answers(tiny, NOBODY, batch)
+    for place, row in enumerate(chosen):
+        task, example = tasks[row // 12], tasks[row // 12].splits["train"][row % 12]
+        own = 10.0 * embed(tiny, [example.text])[0] @ embed(tiny, task.label_texts).T
+        assert float(found.losses[0, place]) == pytest.approx(float(-own.log_softmax(0)[example.label]), abs=1e-5)
+        assert found.answers[0][place] == int(own.argmax())
+
+
+def test_candidates_are_frozen_unless_they_are_live(tiny: TextBackbone, tiny_folder: Path) -> None:
+    """Live: the expert acts on the label texts too. The reference is a plain model, text by text."""
+    task, expert = make_task("toy", 3, 9), random_expert(LORA, tiny, 0)
+    plain = open_encoder(tiny_folder)
+    PlainExpert(LORA, expert).put_on(plain.model)
+
+    def by_hand(model: TextBackbone, texts: list[str]) -> Tensor:
+        return torch.stack([plain_embedding(model.model, model.tokenizer(text)["input_ids"]) for text in texts])
+
+    texts = [example.text for example in task.splits["train"]]
+    labels = torch.tensor([example.label for example in task.splits["train"]])
+    for is_live in (False, True):
+        objective = MATCH.model_copy(update={"live": is_live})
+        candidates = by_hand(plain if is_live else tiny, [*task.label_texts])
+        rows = Rows(tiny, objective, [(task, task.splits["train"], 1.0)])
+        batch = objective.collate(tiny, {"text": 1}, [rows.take(range(9))])
+        losses = objective.losses(tiny, Bank(LORA, [expert]), batch)
+        expected = nn.functional.cross_entropy(10.0 * by_hand(plain, texts) @ candidates.T, labels, reduction="none")
+        torch.testing.assert_close(losses[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_drawn_labels_are_among_the_candidates_a_row_meets(tiny: TextBackbone) -> None:
+    tasks = [make_task("a", 2, 6), make_task("b", 5, 6)]
+    rows = Rows(tiny, MATCH, [(task, task.splits["train"], 1.0) for task in tasks])
+    batch = MATCH.collate(tiny, {"text": 0}, [rows.take(range(12))])
+    for luck in (0.0, 0.5, 0.999999, 1.0):
+        losses = MATCH.losses(tiny, NOBODY, batch, torch.full((1, 12), luck))
+        assert losses.isfinite().all()
