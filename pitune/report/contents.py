@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from pitune.errors import PituneError
 from pitune.store import Store
 
+OF_SLICES = ("experts", "embeddings", "slices")
+"""Families that have an artifact for sources too, not for targets alone."""
 OWN = "own expert"
 """How a target's own expert is called among the members of its interpolation."""
 TRAINED = "trained"
 """The own expert that a trial began with where its table does not say."""
-WHOLE = "all layers"
-"""The layer of an injection site that names none (global weights)."""
 
 Group = tuple[str, str]
 """A task and its shots as text: all seeds of one kind of slice."""
@@ -56,123 +56,23 @@ def group_name(group: Group) -> str:
     return f"{group[0]}@{group[1]}" if group[1] else group[0]
 
 
-# --- similarity ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Edge:
-    """One row of ``graph.parquet``: a source as seen from one target slice."""
-
-    source: str
-    target: Group
-    seed: int
-    similarity: float
-    rank: int
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """Similarities averaged over seeds.
-
-    Attributes:
-        sources: tasks, similar ones next to each other.
-        columns: targets in the order of their tasks.
-        values: (sources, columns); NaN where there is none.
-        same: (sources, columns); whether both are the same task.
-    """
-
-    sources: list[str]
-    columns: list[Group]
-    values: NDArray[np.float64]
-    same: NDArray[np.bool_]
-
-
-def read_edges(store: Store, manifests: Manifests) -> list[Edge]:
-    """Return the rows of the task graph."""
-    if "graph.parquet" not in manifests:
-        return []
-    edges = []
-    for row in store.table("graph.parquet").to_pylist():
-        task, shots, seed = split_slice(row["target"])
-        source = split_slice(row["source"])[0]
-        edges.append(Edge(source, (task, shots), seed, float(row["similarity"]), int(row["rank"])))
-    return edges
-
-
-def similarity(edges: list[Edge], columns: list[Group]) -> Similarity:
-    """Average the similarities to ``columns`` over seeds."""
-    cells: dict[tuple[str, Group], list[float]] = defaultdict(list)
-    for edge in edges:
-        if edge.target in columns and math.isfinite(edge.similarity):
-            cells[edge.source, edge.target].append(edge.similarity)
-    tasks = chain_order(edges)
-    sources = [task for task in tasks if any(source == task for source, _ in cells)]
-    place = {task: i for i, task in enumerate(tasks)}
-    ordered = sorted(columns, key=lambda group: (place.get(group[0], len(place)), shots_order(group[1])))
-    values = np.array([[np.mean(cells.get((s, c), [np.nan])) for c in ordered] for s in sources], dtype=np.float64)
-    same = np.array([[s == c[0] for c in ordered] for s in sources], dtype=np.bool_)
-    shape = (len(sources), len(ordered))
-    return Similarity(sources, ordered, values.reshape(shape), same.reshape(shape))
-
-
-def graph_columns(edges: list[Edge], full: bool) -> list[Group]:
-    """Return the groups of target slices, few-shot or ``full``; the other kind where there is no such one."""
-    groups = {edge.target for edge in edges}
-    wanted = [group for group in groups if (group[1] == "full") == full]
-    return sorted(wanted or groups, key=group_order)
-
-
-def task_similarity(edges: list[Edge]) -> dict[tuple[str, str], float]:
-    """Return the similarity of each pair of tasks (in order of name), from full-data slices where there are any."""
-    columns = set(graph_columns(edges, full=True))
-    pairs: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for edge in edges:
-        if edge.target in columns and edge.source != edge.target[0] and math.isfinite(edge.similarity):
-            first, second = sorted((edge.source, edge.target[0]))
-            pairs[first, second].append(edge.similarity)
-    return {pair: float(np.mean(values)) for pair, values in sorted(pairs.items())}
-
-
-def chain_order(edges: list[Edge]) -> list[str]:
-    """Order tasks so that similar ones are neighbours: begin with the closest pair, go on at the nearer end."""
-    pairs = task_similarity(edges)
-    rest = sorted({edge.source for edge in edges} | {edge.target[0] for edge in edges})
-    if not pairs:
-        return rest
-
-    def near(a: str, b: str) -> float:
-        return pairs.get((min(a, b), max(a, b)), -math.inf)
-
-    closest: tuple[str, str] = max(pairs, key=lambda pair: pairs[pair])
-    chain = [*closest]
-    rest = [task for task in rest if task not in chain]
-    while rest:
-        left = max(rest, key=lambda task: near(task, chain[0]))
-        right = max(rest, key=lambda task: near(task, chain[-1]))
-        if near(left, chain[0]) > near(right, chain[-1]):
-            chain.insert(0, left)
-            rest.remove(left)
-        else:
-            chain.append(right)
-            rest.remove(right)
-    return chain
-
-
 # --- interpolation weights -----------------------------------------------------------------------------------------
 
-Weights = dict[Group, dict[str, dict[str, float]]]
+
+class Layer(NamedTuple):
+    """A layer of a tower; layers of different towers have nothing to do with each other."""
+
+    tower: str
+    number: int
+
+
+Weights = dict[Group, dict[Layer, dict[str, float]]]
 """Target → layer → member (a source task, or :data:`OWN`) → weight, averaged over sites and seeds."""
-
-
-def layer_of(site: str) -> str:
-    """Return the first number in a site's dotted name as its layer (``encoder.layer.3.attention`` → ``3``)."""
-    found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", site)
-    return found.group(1) if found else WHOLE
 
 
 def read_weights(store: Store, manifests: Manifests) -> Weights:
     """Return the learned weights; a seed whose neighbours do not include a member counts as 0 for it."""
-    seeds: dict[Group, list[dict[str, dict[str, float]]]] = defaultdict(list)
+    seeds: dict[Group, list[dict[Layer, dict[str, float]]]] = defaultdict(list)
     for artifact, manifest in manifests.items():
         family, _, name = artifact.partition("/")
         if family == "interpolations" and "weights.parquet" in manifest["files"]:
@@ -182,30 +82,33 @@ def read_weights(store: Store, manifests: Manifests) -> Weights:
     return {group: _average(found) for group, found in sorted(seeds.items(), key=lambda item: group_order(item[0]))}
 
 
-def _by_layer(rows: list[dict[str, Any]], target: str) -> dict[str, dict[str, float]]:
-    """Average one target's weights over the sites of each layer; several sources of one task count together."""
-    sites: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+def _by_layer(rows: list[dict[str, Any]], target: str) -> dict[Layer, dict[str, float]]:
+    """Average one target's weights over the sites of each layer; several sources of one task count together.
+
+    Rows of older studies do not say their tower and layer: theirs count as one layer.
+    """
+    sites: dict[tuple[Layer, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for row in rows:
         member = OWN if row["member"] == target else split_slice(row["member"])[0]
-        sites[row["site"]][member] += float(row["weight"])
-    layers: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for site, members in sites.items():
-        layers[layer_of(site)].append(members)
+        layer = Layer(str(row.get("tower") or ""), int(row.get("layer") or 0))
+        sites[layer, row["site"]][member] += float(row["weight"])
+    layers: dict[Layer, list[dict[str, float]]] = defaultdict(list)
+    for (layer, _), members in sites.items():
+        layers[layer].append(members)
     return {layer: {m: float(np.mean([one[m] for one in found])) for m in found[0]} for layer, found in layers.items()}
 
 
-def _average(found: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Average over seeds, absent members as 0."""
-    layers = sorted({layer for one in found for layer in one}, key=shots_order)
+def _average(found: list[dict[Layer, dict[str, float]]]) -> dict[Layer, dict[str, float]]:
+    """Average over seeds, absent members as 0; layers come tower by tower, first to last."""
     result = {}
-    for layer in layers:
+    for layer in sorted({layer for one in found for layer in one}):
         present = [one[layer] for one in found if layer in one]
         members = sorted({member for one in present for member in one})
         result[layer] = {m: float(np.mean([one.get(m, 0.0) for one in present])) for m in members}
     return result
 
 
-def mean_weights(layers: dict[str, dict[str, float]]) -> dict[str, float]:
+def mean_weights(layers: dict[Layer, dict[str, float]]) -> dict[str, float]:
     """Average one target's weights over its layers."""
     members = {member for one in layers.values() for member in one}
     return {m: float(np.mean([one.get(m, 0.0) for one in layers.values()])) for m in sorted(members)}
@@ -303,7 +206,11 @@ def settings_text(store: Store) -> str:
 
 
 def wanted(settings: str) -> Callable[[str], bool]:
-    """Return what says whether an artifact belongs to the study as ``settings``, a ``study.yaml``, has it."""
+    """Return what says whether an artifact belongs to the study as ``settings``, a ``study.yaml``, has it.
+
+    An artifact belongs to the slice, or to the bare task, that its path names second; one that names neither belongs to
+    the study. What targets share belongs to another slice of their task: the expert of all its data, its predictions.
+    """
     study = yaml.safe_load(settings) or {}
     if "targets" not in study:
         return lambda artifact: True
@@ -313,10 +220,12 @@ def wanted(settings: str) -> Callable[[str], bool]:
 
     def is_wanted(artifact: str) -> bool:
         family, *rest = artifact.split("/")
-        name = rest[0].removesuffix(".parquet") if rest else ""
-        if "@" not in name or name in targets:
+        owner = rest[0].removesuffix(".parquet") if rest else ""
+        if "@" not in owner:
+            return family != "predictions" or owner in tasks
+        task, shots, _ = split_slice(owner)
+        if owner in targets or (task in tasks and shots == "full" and family in (*OF_SLICES, "predictions")):
             return True
-        of_task = split_slice(name)[0] in tasks and split_slice(name)[1] == "full"
-        return family in ("experts", "embeddings", "slices") and (name in named or of_task)
+        return family in OF_SLICES and owner in named
 
     return is_wanted

@@ -15,9 +15,12 @@ from html import escape
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 INK, MUTED, LINE, PAPER, ACCENT, HEAT = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
@@ -144,3 +147,35 @@ def short_group(group: tuple[str, str], width: int = 20) -> str:
     """Return ``movie@16``, a long task's name cut, its shots never."""
     task, shots = group
     return f"{short(task, width)}@{shots}" if shots else short(task, width)
+
+
+def shots_title(count: str) -> str:
+    """Return ``16 shots`` or ``full data``."""
+    return "full data" if count == "full" else f"{count} shot{'' if count == '1' else 's'}"
+
+
+def dot(label: str, colour: str, edge: str = "none", alpha: float = 1.0) -> Line2D:
+    """Return a legend's dot."""
+    found = Line2D([], [], marker="o", linestyle="", markersize=7, markeredgecolor=edge, label=label)
+    found.set(markerfacecolor=colour, alpha=alpha)
+    return found
+
+
+def legible(name: str) -> str:
+    """Return a name as a legend takes it: matplotlib leaves out those that begin with an underscore."""
+    return short(name).lstrip("_") or "(unnamed)"
+
+
+def _legend_width(keys: list[Line2D] | list[Patch], columns: int) -> float:
+    """Return about how many inches a legend takes that is filled column by column."""
+    lengths = np.array_split([len(str(key.get_label())) for key in keys], columns)
+    return float(sum(0.45 + 0.062 * length.max() for length in lengths))
+
+
+def legend(drawn: Figure, keys: list[Line2D] | list[Patch]) -> None:
+    """Put a legend above a figure, in as many columns as fit."""
+    columns = min(7, len(keys))
+    while columns > 1 and _legend_width(keys, columns) > drawn.get_figwidth():
+        columns -= 1
+    drawn.set_figheight(drawn.get_figheight() + 0.19 * (-(-len(keys) // columns) - 1))
+    drawn.legend(handles=keys, loc="outside upper left", ncols=columns, fontsize=9, handlelength=1.1, columnspacing=1.3)

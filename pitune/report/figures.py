@@ -1,4 +1,4 @@
-"""The figures on results, weights, sweeps and training: plain values in, one SVG element out (or empty text).
+"""The figures on weights, sweeps and training: plain values in, one SVG element out (or empty text).
 
 Seeds are averaged, or drawn on top of each other in one panel per task and shots, so that a study of many targets stays
 readable.
@@ -15,13 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from pitune.report.contents import (
     OWN,
     TRAINED,
     Curve,
     Group,
+    Layer,
     Trial,
     Weights,
     group_order,
@@ -31,71 +32,36 @@ from pitune.report.contents import (
 from pitune.report.drawing import (
     ACCENT,
     INK,
-    LINE,
     MUTED,
     OTHERS,
     PALETTE,
     PAPER,
+    dot,
     figure,
     finish,
+    legend,
+    legible,
     panels,
     short,
     short_group,
+    shots_title,
     styled,
     svg,
     task_colours,
 )
-from pitune.report.tables import Score, Target
 
 COLUMNS = 4
 """Panels side by side in small multiples."""
 WIDTH = 2.57
 """Inches of such a panel: four fill the page's column."""
+CROWDED = 16
+"""Panels of more layers are twice as wide."""
 LETTER = 0.0085
 """About the width of a letter in a bar of length 1."""
 GRID = 8
 """So many temperatures are drawn as a grid; more, on a scale."""
 SHAPES = {TRAINED: ("o", 6.5), "fresh": ("D", 5.2)}
-"""The mark and its size of a trial that began with such an own expert."""
-
-
-@styled()
-def gains(targets: list[Target]) -> str:
-    """Draw, per task and shots, where the single expert, the interpolated one and the full-data one stand."""
-    shown = [target for target in targets if "single" in target.scores and "pi" in target.scores]
-    if not shown:
-        return ""
-    shots = sorted({target.shots for target in shown}, key=shots_order)
-    tasks = sorted({target.task for target in shown}, reverse=True)
-    drawn = figure(10.3, 0.33 * len(tasks) + 1.25)
-    rows = drawn.subplots(1, len(shots), squeeze=False, sharex=True, sharey=True)[0]
-    for axes, count in zip(rows, shots, strict=True):
-        for target in (target for target in shown if target.shots == count):
-            _gain(axes, tasks.index(target.task), target.scores)
-        finish(axes, _shots(count), "% on the test split")
-        axes.xaxis.set_major_locator(MaxNLocator(6 if len(shots) < 3 else 3, steps=[1, 2, 5, 10]))
-        axes.set_yticks(range(len(tasks)), [short(task) for task in tasks])
-        axes.set_ylim(-0.6, len(tasks) - 0.4)
-        axes.grid(False, axis="y")
-        axes.spines["left"].set_visible(False)
-    rows[0].set_xlim(right=min(rows[0].get_xlim()[1], 100.8))  # no score is higher; a dot at 100 stays whole
-    _legend(drawn, [_dot("single", MUTED), _dot("pi", ACCENT), _dot("full data", PAPER, INK)])
-    return svg(drawn, "Scores of the single, the interpolated and the full-data expert for each target")
-
-
-def _gain(axes: Axes, y: float, scores: dict[str, Score]) -> None:
-    """Draw one row: a line from single to full, a thick one from single to pi, dots with spreads."""
-    single, pi = 100 * scores["single"].mean, 100 * scores["pi"].mean
-    if "full" in scores:
-        full = 100 * scores["full"].mean
-        axes.plot([single, full], [y, y], color=LINE, linewidth=2, zorder=1)
-        axes.plot([full], [y], "o", markerfacecolor=PAPER, markeredgecolor=INK, markersize=7, zorder=3)
-    axes.plot([single, pi], [y, y], color=ACCENT, linewidth=4, alpha=0.45, zorder=2, solid_capstyle="butt")
-    for value, colour, shift, name in ((single, MUTED, -0.24, "single"), (pi, ACCENT, 0.24, "pi")):
-        axes.plot([value], [y], "o", color=colour, markersize=7, zorder=4)
-        if not math.isnan(scores[name].std):
-            spread = 100 * scores[name].std
-            axes.plot([value - spread, value + spread], [y + shift] * 2, color=colour, linewidth=1.3, alpha=0.8)
+"""The sign and its size of a trial that began with such an own expert."""
 
 
 @styled()
@@ -135,25 +101,47 @@ def layer_weights(found: Weights, tasks: list[str]) -> str:
     groups = [group for group in sorted(found, key=group_order) if len(found[group]) > 1]
     if not groups:
         return ""
-    drawn, rows = panels(len(groups), COLUMNS, WIDTH, 1.55, sharey=True)
+    towers = len({layer.tower for group in groups for layer in found[group]})
+    times = 2 if max(len(found[group]) for group in groups) > CROWDED else 1
+    drawn, rows = panels(len(groups), COLUMNS // times, WIDTH * times, 1.55, sharey=True)
     colours = task_colours(tasks)
     for axes, group in zip(rows, groups, strict=True):
-        layers = found[group]
-        total = mean_weights(layers)
-        base = np.zeros(len(layers))
-        for member in sorted(total, key=lambda name: (name != OWN, -total[name])):
-            parts = np.array([one.get(member, 0.0) for one in layers.values()])
-            axes.bar(range(len(layers)), parts, 0.9, base, color=_member_colour(member, colours), linewidth=0)
-            base += parts
         finish(axes, short_group(group))
-        step = -(-len(layers) // 12)
-        axes.set_xticks(range(0, len(layers), step), list(layers)[::step])
+        _layers(axes, found[group], colours, name_towers=towers > 1)
         axes.set_yticks([])
         axes.set_ylim(0, 1)
         axes.spines[:].set_visible(False)
     drawn.supxlabel("layer", fontsize=9)
     _members_legend(drawn, found, colours)
     return svg(drawn, "Learned interpolation weights of every target, layer by layer")
+
+
+def _layers(axes: Axes, layers: dict[Layer, dict[str, float]], colours: dict[str, str], name_towers: bool) -> None:
+    """Draw one target's columns, the layers of a tower side by side, a gap between towers."""
+    order = sorted(layers)
+    names = sorted({layer.tower for layer in order})
+    places = np.array([place + names.index(layer.tower) for place, layer in enumerate(order)], dtype=np.float64)
+    total = mean_weights(layers)
+    base = np.zeros(len(order))
+    for member in sorted(total, key=lambda name: (name != OWN, -total[name])):
+        parts = np.array([layers[layer].get(member, 0.0) for layer in order])
+        axes.bar(places, parts, 0.9, base, color=_member_colour(member, colours), linewidth=0)
+        base += parts
+    step = -(-len(order) // (20 if len(order) > CROWDED else 12))
+    labelled = [(place, layer.number) for place, layer in zip(places, order, strict=True) if layer.number % step == 0]
+    axes.set_xticks([place for place, _ in labelled], [str(number) for _, number in labelled])
+    for name in names if name_towers else ():
+        middle = float(np.mean([place for place, layer in zip(places, order, strict=True) if layer.tower == name]))
+        axes.annotate(
+            short(name, 12),
+            (middle, 0),
+            (0, -24),
+            xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+            color=MUTED,
+        )
 
 
 def _member_colour(member: str, colours: dict[str, str]) -> str:
@@ -165,17 +153,17 @@ def _members_legend(drawn: Figure, found: Weights, colours: dict[str, str]) -> N
     present = {member for layers in found.values() for one in layers.values() for member in one}
     named = [task for task, colour in colours.items() if task in present and colour != OTHERS]
     keys = [Patch(color=INK, label=OWN)] if OWN in present else []
-    keys += [Patch(color=colours[task], label=_legible(task)) for task in named]
+    keys += [Patch(color=colours[task], label=legible(task)) for task in named]
     if any(colours.get(member, OTHERS) == OTHERS for member in present - {OWN}):
         keys.append(Patch(color=OTHERS, label="others"))
-    _legend(drawn, keys)
+    legend(drawn, keys)
 
 
 @styled()
 def sweeps(trials: list[Trial]) -> str:
     """Draw each target's trials, temperature across and top-k up; deep is a low loss, a ring is the chosen.
 
-    Trials that differ in their own expert alone lie above each other, each kind with a mark of its own.
+    Trials that differ in their own expert alone lie above each other, each kind with a sign of its own.
     """
     groups: dict[Group, list[Trial]] = defaultdict(list)
     for trial in trials:
@@ -214,16 +202,16 @@ def sweeps(trials: list[Trial]) -> str:
     early.set_label("stopped early")
     kinds = [] if owns == [TRAINED] else [_own(own) for own in reversed(owns)]
     dots = [
-        _dot(label, ACCENT, alpha=depth) for label, depth in (("lowest loss", 1.0), ("middle", 0.6), ("highest", 0.25))
+        dot(label, ACCENT, alpha=depth) for label, depth in (("lowest loss", 1.0), ("middle", 0.6), ("highest", 0.25))
     ]
-    _legend(drawn, [*dots, early, ring, *kinds])
+    legend(drawn, [*dots, early, ring, *kinds])
     return svg(drawn, "Trials of the sweep of every target: validation loss by temperature, top-k and own expert")
 
 
 def _own(own: str) -> Line2D:
-    """Return the legend's mark for an own expert."""
+    """Return the legend's sign for an own expert."""
     marker, size = SHAPES.get(own, ("^", 6))
-    label = f"own: {_legible(own)}"
+    label = f"own: {legible(own)}"
     return Line2D(
         [], [], marker=marker, linestyle="", markersize=size, markerfacecolor=PAPER, markeredgecolor=ACCENT, label=label
     )
@@ -277,35 +265,5 @@ def curves(found: list[Curve], value: str, label: str) -> str:
         axes.set_xticks([0, 50, 100])
     drawn.supxlabel("% of the training steps", fontsize=9)
     drawn.supylabel("loss" if value == "loss" else "validation loss", fontsize=9)
-    _legend(drawn, [Line2D([], [], color=colours[count], label=_shots(count)) for count in shots])
+    legend(drawn, [Line2D([], [], color=colours[count], label=shots_title(count)) for count in shots])
     return svg(drawn, label)
-
-
-def _shots(count: str) -> str:
-    return "full data" if count == "full" else f"{count} shot{'' if count == '1' else 's'}"
-
-
-def _dot(label: str, colour: str, edge: str = "none", alpha: float = 1.0) -> Line2D:
-    dot = Line2D([], [], marker="o", linestyle="", markersize=7, markeredgecolor=edge, label=label)
-    dot.set(markerfacecolor=colour, alpha=alpha)
-    return dot
-
-
-def _legible(name: str) -> str:
-    """Return a name as a legend takes it: matplotlib leaves out those that begin with an underscore."""
-    return short(name).lstrip("_") or "(unnamed)"
-
-
-def _legend_width(keys: list[Line2D] | list[Patch], columns: int) -> float:
-    """Return about how many inches a legend takes that is filled column by column."""
-    lengths = np.array_split([len(str(key.get_label())) for key in keys], columns)
-    return float(sum(0.45 + 0.062 * length.max() for length in lengths))
-
-
-def _legend(drawn: Figure, keys: list[Line2D] | list[Patch]) -> None:
-    """Put a legend above a figure, in as many columns as fit."""
-    columns = min(7, len(keys))
-    while columns > 1 and _legend_width(keys, columns) > drawn.get_figwidth():
-        columns -= 1
-    drawn.set_figheight(drawn.get_figheight() + 0.19 * (-(-len(keys) // columns) - 1))
-    drawn.legend(handles=keys, loc="outside upper left", ncols=columns, fontsize=9, handlelength=1.1, columnspacing=1.3)

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pitune.report import contents, figures, tables, task_figures, words
+from pitune.methods import METHODS
+from pitune.report import contents, figures, score_figures, scores, similarities, tables, task_figures, words
 from pitune.report.contents import Manifests
-from pitune.report.tables import NAMES, Overall, Score, Target
+from pitune.report.scores import Average, TargetScores
+from pitune.report.similarities import GraphEdge
 from pitune.store import Store, fingerprint_of
 
 PAGE = "report.html"
-VERSION = 2
+VERSION = 3
 """Part of the page's fingerprint: raise it when the page changes."""
-MOST_SEEDS = 12
-"""So many seeds are listed in a cell's hover text."""
 
 
 def write_report(store: Store) -> None:
@@ -31,13 +30,13 @@ def write_report(store: Store) -> None:
         PituneError: an artifact cannot be read, or the page cannot be written.
     """
     start = time.perf_counter()
-    manifests = _manifests(store)
+    manifests, settings = _manifests(store)
     inputs = {artifact: manifest["fingerprint"] for artifact, manifest in manifests.items()}
-    fingerprint = fingerprint_of({"report": VERSION, "artifacts": inputs, "settings": contents.settings_text(store)})
-    if store.is_current(PAGE, fingerprint):
-        return
-    data = build_page(store).encode()
-    store.commit(PAGE, {"": data}, fingerprint, seconds=time.perf_counter() - start)
+    told = {name: [method.title, method.note, method.sees] for name, method in METHODS.items()}
+    fingerprint = fingerprint_of({"report": VERSION, "artifacts": inputs, "settings": settings, "methods": told})
+    if not store.is_current(PAGE, fingerprint):
+        data = _page(store, manifests, settings).encode()
+        store.commit(PAGE, {"": data}, fingerprint, seconds=time.perf_counter() - start)
 
 
 def build_page(store: Store) -> str:
@@ -46,13 +45,26 @@ def build_page(store: Store) -> str:
     Raises:
         PituneError: an artifact cannot be read.
     """
-    manifests = _manifests(store)
-    targets = tables.read_targets(store)
-    total = tables.overall(targets)
-    edges = contents.read_edges(store, manifests)
-    trials = contents.read_trials(store, manifests)
-    chosen = [trial for trial in trials if trial.chosen]
+    return _page(store, *_manifests(store))
+
+
+def _manifests(store: Store) -> tuple[Manifests, str]:
+    """Return the manifests that the page is about, and the settings.
+
+    Artifacts of slices that left the settings stay in the store, but not in the page.
+    """
     settings = contents.settings_text(store)
+    is_wanted = contents.wanted(settings)
+    found = {name: manifest for name, manifest in store.artifacts().items() if name != PAGE and is_wanted(name)}
+    return found, settings
+
+
+def _page(store: Store, manifests: Manifests, settings: str) -> str:
+    """Fill the template."""
+    targets = scores.read_targets(store)
+    total = scores.average(targets)
+    edges = similarities.read_edges(store, manifests)
+    trials = contents.read_trials(store, manifests)
     return (
         _environment()
         .get_template("template.html")
@@ -65,10 +77,10 @@ def build_page(store: Store) -> str:
             results=_results(targets, total),
             drawings=_drawings(store, manifests, targets, edges, trials),
             neighbours=words.neighbours(edges),
-            trials=chosen,
+            trials=[trial for trial in trials if trial.chosen],
             owns={trial.own for trial in trials},
             own_choice=words.own_choice(trials),
-            stages=_stages(manifests),
+            costs=_costs(manifests),
             facts=_facts(manifests),
             settings=settings,
             versions=_versions(manifests),
@@ -80,145 +92,49 @@ def _environment() -> Environment:
     """Return a template environment that escapes everything and knows the number formats."""
     loader = PackageLoader("pitune.report", ".")
     found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    found.filters |= {"points": tables.points, "share": tables.share, "duration": duration, "size": size}
+    found.filters |= {"share": tables.share, "duration": duration, "size": size}
     return found
-
-
-def _manifests(store: Store) -> Manifests:
-    """Return the manifests that the page is about; artifacts of slices that left the settings stay in the store."""
-    is_wanted = contents.wanted(contents.settings_text(store))
-    return {name: manifest for name, manifest in store.artifacts().items() if name != PAGE and is_wanted(name)}
 
 
 # --- results -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A number of the result table: its text, its spread, its seeds for the hover text, how it is set."""
-
-    text: str
-    spread: str = ""
-    seeds: str = ""
-    style: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the result table; ``average`` for those that sum others up."""
-
-    title: str
-    note: str
-    cells: list[Cell]
-    average: bool = False
-
-
-@dataclass(frozen=True)
-class Block:
-    """The rows of one shot count, or the averages over all."""
-
-    title: str
-    rows: list[Row]
-
-
-def _results(targets: list[Target], total: Overall) -> dict[str, Any]:
-    """Return the result table: its methods, its blocks by shots, the scores of every seed."""
-    methods = [method for method in tables.METHODS if any(method in target.scores for target in targets)]
-    counts = sorted({target.shots for target in targets}, key=contents.shots_order)
-    blocks = []
-    for shots in counts:
-        some = [target for target in targets if target.shots == shots]
-        part = tables.overall(some)
-        rows = [_target_row(target, methods) for target in some]
-        if len(part.targets) > 1:
-            rows.append(_average_row(f"mean of {len(part.targets)}", part, methods))
-        blocks.append(Block(f"{shots} shots per class" if shots != "1" else "1 shot per class", rows))
-    if len(counts) > 1 and total.targets:
-        blocks.append(
-            Block("all shots", [_average_row(f"mean of {words.plural(len(total.targets), 'target')}", total, methods)])
-        )
+def _results(targets: list[TargetScores], total: Average) -> dict[str, Any]:
+    """Return the result table, what is to be said about it, and the scores of every seed."""
+    methods = scores.methods_of(targets)
+    same = [scores.title(method) for method in scores.same_shots() if method in methods]
     return {
-        "methods": [(method, NAMES[method]) for method in methods],
-        "blocks": blocks,
-        "same": words.listed([NAMES[method] for method in tables.SAME_SHOTS if method in methods] or ["none"]),
-        "seeds": words.seeds_text(targets) if targets else "",
-        "one_seed": all(len(score.values) == 1 for target in targets for score in target.scores.values()),
+        "methods": [METHODS[method] for method in methods],
+        "blocks": tables.blocks(targets),
+        "question": scores.question(),
+        "gap_ratio": scores.gap_ratio(),
+        "ours": scores.title(scores.OURS),
+        "ceiling": scores.title(scores.ceiling()) if scores.ceiling() else "ceiling",
+        "same": words.listed(same or ["none"], most=len(METHODS)),
+        "seeds": tables.seeds_text(targets) if targets else "",
+        "one_seed": scores.seed_counts(targets) == [1],
         "ratio": total.gap_closed,
-        "mean_of_ratios": total.mean_of_ratios,
         "ratios": total.ratios,
-        "per_seed": [_seed_row(target, seed, methods) for target in targets for seed in _seeds(target)],
+        "per_seed": tables.seed_rows(targets),
     }
 
 
-def _target_row(target: Target, methods: list[str]) -> Row:
-    cells = [_cell(target.scores.get(method), "best" if method in target.best else "") for method in methods]
-    gain = target.gain.mean if target.gain else None
-    cells += [_gain_cell(gain, target.gain), Cell(tables.share(target.gap_closed))]
-    seeds = max(len(score.values) for score in target.scores.values())
-    return Row(target.task, f"{target.metric}, {target.examples} tested, {words.plural(seeds, 'seed')}", cells)
-
-
-def _average_row(title: str, total: Overall, methods: list[str]) -> Row:
-    cells = []
-    for method in methods:
-        cell = _cell(total.scores.get(method), "best" if method in total.best else "")
-        cells.append(Cell(_number(total.means.get(method)), cell.spread, cell.seeds, cell.style))
-    cells += [_gain_cell(total.gain, total.gain_seeds), Cell(tables.share(total.gap_closed))]
-    return Row(title, "every target counts once", cells, average=True)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def _cell(score: Score | None, style: str) -> Cell:
-    if score is None:
-        return Cell("–")
-    spread = tables.percent(score).partition(" ± ")[2]
-    return Cell(_number(score.mean), spread, _seed_text(score, _number), style)
-
-
-def _gain_cell(gain: float | None, score: Score | None) -> Cell:
-    spread = "" if score is None or math.isnan(score.std) else f"{100 * score.std:.1f}"
-    style = "" if gain is None or abs(gain) < words.LEVEL else "up" if gain > 0 else "down"
-    return Cell(tables.points(gain), spread, _seed_text(score, tables.points) if score else "", style)
-
-
-def _seed_text(score: Score, form: Any) -> str:
-    """Return ``seed 0: 84.1, seed 1: 85.0``."""
-    shown = [f"seed {seed}: {form(value)}" for seed, value in list(score.values.items())[:MOST_SEEDS]]
-    return ", ".join(shown) + (", …" if len(score.values) > MOST_SEEDS else "")
-
-
-def _seeds(target: Target) -> list[int]:
-    return sorted({seed for score in target.scores.values() for seed in score.values})
-
-
-def _seed_row(target: Target, seed: int, methods: list[str]) -> tuple[str, list[str]]:
-    scores = [target.scores[m].values.get(seed) if m in target.scores else None for m in methods]
-    return f"{target.task}@{target.shots}#{seed}", [_number(score) for score in scores]
-
-
-def _tiles(total: Overall) -> list[tuple[str, str, str]]:
+def _tiles(total: Average) -> list[tuple[str, str, str]]:
     """Return the headline numbers: value, what it is, a finer point."""
     if total.gain is None:
         return []
     tiles = []
     if total.gap_closed is not None:
-        tiles.append((tables.share(total.gap_closed), "of the gap to full data closed", "ratio of mean gaps"))
-    spread = (
-        "1 seed"
-        if total.gain_seeds is None or math.isnan(total.gain_seeds.std)
-        else f"± {100 * total.gain_seeds.std:.1f} over seeds"
-    )
-    tiles.append((tables.points(total.gain), "points over the single expert", spread))
-    wins = sum(1 for target in total.targets if target.gain is not None and target.gain.mean > words.LEVEL)
-    tiles.append((f"{wins} / {len(total.targets)}", "targets ahead of the single expert", "mean over seeds"))
+        above = scores.title(scores.ceiling())
+        tiles.append((tables.share(total.gap_closed), f"of the gap to {above} closed", "ratio of mean gaps"))
+    spread = tables.spread(total.gain_seeds)
+    finer = f"± {spread} over seeds" if spread else "1 seed"
+    tiles.append((tables.points(total.gain), "points over the single expert", finer))
+    ahead = f"{words.wins(total)} / {len(total.targets)}"
+    tiles.append((ahead, "targets ahead of the single expert", "mean over seeds"))
     if total.worst is not None:
         target, value = total.worst
-        tiles.append(
-            (tables.points(value), "points on the worst target", contents.group_name((target.task, target.shots)))
-        )
+        tiles.append((tables.points(value), "points on the worst target", target.name))
     return tiles
 
 
@@ -228,25 +144,21 @@ def _tiles(total: Overall) -> list[tuple[str, str, str]]:
 def _drawings(
     store: Store,
     manifests: Manifests,
-    targets: list[Target],
-    edges: list[contents.Edge],
+    targets: list[TargetScores],
+    edges: list[GraphEdge],
     trials: list[contents.Trial],
 ) -> dict[str, Markup]:
     """Return every figure by name; empty where there is nothing to draw. What matplotlib writes is escaped."""
     found = contents.read_weights(store, manifests)
-    tasks = contents.chain_order(edges) or sorted({group[0] for group in found})
-    gain: dict[str, list[float]] = {}
-    for target in targets:
-        if target.gain is not None:
-            gain.setdefault(target.task, []).append(100 * target.gain.mean)
+    tasks = similarities.chain_order(edges) or sorted({group[0] for group in found})
+    columns = similarities.graph_columns(edges, full=False)
     experts = contents.read_curves(store, manifests, "experts")
     merged = contents.read_curves(store, manifests, "interpolations")
     drawn = {
-        "gains": figures.gains(targets),
-        "heatmap": task_figures.heatmap(contents.similarity(edges, contents.graph_columns(edges, full=False))),
-        "graph": task_figures.task_graph(
-            contents.task_similarity(edges), tasks, {t: sum(v) / len(v) for t, v in gain.items()}
-        ),
+        "gains": score_figures.gains(targets),
+        "methods": score_figures.methods(targets),
+        "heatmap": task_figures.heatmap(similarities.similarity(edges, columns)),
+        "graph": task_figures.task_graph(similarities.task_similarity(edges), tasks, _gains(targets)),
         "weights": figures.weights(found, tasks),
         "layers": figures.layer_weights(found, tasks),
         "sweeps": figures.sweeps(trials),
@@ -257,15 +169,24 @@ def _drawings(
     return {name: Markup(text) for name, text in drawn.items()}
 
 
-def _stages(manifests: Manifests) -> dict[str, Any]:
-    """Return the cost of each stage, its share of the longest, and the sums."""
-    stages = tables.cost(manifests)
-    most = max((stage.seconds for stage in stages), default=0.0) or 1.0
+def _gains(targets: list[TargetScores]) -> dict[str, float]:
+    """Return what is gained on each task, in points, the mean over its targets."""
+    found: dict[str, list[float]] = {}
+    for target in targets:
+        if target.gain is not None:
+            found.setdefault(target.task, []).append(100 * target.gain.mean)
+    return {task: statistics.fmean(values) for task, values in found.items()}
+
+
+def _costs(manifests: Manifests) -> dict[str, Any]:
+    """Return the cost of each family of artifacts, its share of the longest, and the sums."""
+    families = tables.costs(manifests)
+    most = max((family.seconds or 0.0 for family in families), default=0.0) or 1.0
     return {
-        "rows": [(stage, 100 * stage.seconds / most) for stage in stages],
-        "seconds": sum(stage.seconds for stage in stages),
-        "bytes": sum(stage.bytes for stage in stages),
-        "artifacts": sum(stage.artifacts for stage in stages),
+        "rows": [(family, 100 * (family.seconds or 0.0) / most) for family in families],
+        "seconds": sum(family.seconds or 0.0 for family in families),
+        "bytes": sum(family.bytes for family in families),
+        "artifacts": sum(family.artifacts for family in families),
     }
 
 

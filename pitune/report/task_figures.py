@@ -11,15 +11,15 @@ from matplotlib.collections import LineCollection
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from pitune.report.contents import Similarity
 from pitune.report.drawing import HEAT, INK, LINE, MUTED, OTHERS, PAPER, figure, short, short_group, styled, svg
+from pitune.report.similarities import SimilarityTable
 
 ANNOTATED = 12
 """Figures of up to so many tasks have their values written in."""
 
 
 @styled()
-def heatmap(found: Similarity) -> str:
+def heatmap(found: SimilarityTable) -> str:
     """Draw similarities, sources down and targets across; the same task is hatched, it is never a neighbour."""
     rows, columns = found.values.shape
     others = found.values[~found.same & np.isfinite(found.values)]

@@ -15,7 +15,8 @@ import pyarrow as pa
 from pitune.store import Store, fingerprint_of, table_bytes
 
 SIX = ("amazon", "movie", "news20", "nyt", "reuters", "tweets")
-METHODS = ("zero_shot", "single", "uniform", "nearest", "pi", "full")
+SCORED = ("zero_shot", "single", "uniform", "nearest", "pi", "full")
+"""The methods that a study scores where nothing else is said."""
 FAMILIES = ("experts", "baselines", "embeddings", "graph", "sweeps", "interpolations", "predictions", "results")
 SETTINGS = """\
 name: {name}
@@ -33,14 +34,17 @@ sweep: {{top_k: [3, 5], temperature: [0.3, 1.0], own: [trained, fresh]}}
 
 @dataclass
 class Study:
-    """What to make up; ``families`` leaves stages out, ``methods`` methods, an empty ``own`` that column of sweeps."""
+    """What to make up; ``families`` leaves stages out, ``methods`` methods, an empty ``own`` that column of sweeps.
+
+    ``towers`` gives each tower its number of layers.
+    """
 
     tasks: Sequence[str] = SIX
     shots: Sequence[int] = (4, 16)
     seeds: Sequence[int] = (0, 1, 2)
     families: Sequence[str] = FAMILIES
-    methods: Sequence[str] = METHODS
-    layers: int = 6
+    methods: Sequence[str] = SCORED
+    towers: dict[str, int] = field(default_factory=lambda: {"text": 6})
     own: Sequence[str] = ("trained", "fresh")
     name: str = "six_texts"
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -118,7 +122,7 @@ class Study:
             finished = [row for row in rows if row["step"] == 60]
             best = min(finished, key=lambda row: row["validation"])["trial"]
             table = table_bytes([{**row, "chosen": row["trial"] == best} for row in rows])
-            commit(store, f"sweeps/{task}@{shots}#{seed}.parquet", {"": table}, seconds=42.0)
+            commit(store, f"sweeps/{task}@{shots}#{seed}.parquet", {"": table})
 
     def _interpolations(self, store: Store) -> None:
         for place, (task, shots, seed) in enumerate(self.targets()):
@@ -127,22 +131,19 @@ class Study:
             others = sorted((t for t in self.tasks if t != task), key=lambda other: -self.near(other, task))
             members = [f"{other}@full#0" for other in others[: 3 + seed % 2]] + [own]
             rows = []
-            for layer in range(self.layers):
+            for tower, layer in ((name, number) for name, count in self.towers.items() for number in range(count)):
                 for part in ("attention.self.query", "attention.self.value"):
                     logits = rng.normal(size=len(members)) * 0.5 + np.linspace(0.5, 0, len(members))
                     weight = np.exp(logits) / np.exp(logits).sum()
-                    site = f"encoder.layer.{layer}.{part}"
-                    start = 1 / len(members)
+                    site = {"tower": tower, "layer": layer, "site": f"{tower}.encoder.layer.{layer}.{part}"}
                     pairs = zip(members, weight.tolist(), strict=True)
-                    rows += [
-                        {"site": site, "member": member, "start": start, "weight": value} for member, value in pairs
-                    ]
+                    rows += [{**site, "member": m, "start": 1 / len(members), "weight": value} for m, value in pairs]
             files = {**adapter(), "weights.parquet": table_bytes(rows), "curve.parquet": curve(60, place)}
             commit(
                 store,
                 f"interpolations/{own}",
                 files,
-                seconds=6.5,
+                seconds=48.5,
                 top_k=len(members) - 1,
                 temperature=0.3,
                 own="trained",
@@ -150,9 +151,9 @@ class Study:
 
     def _predictions(self, store: Store) -> None:
         table = table_bytes([{"key": "a", "label": "yes", "prediction": "no", "score": 0.5}])
-        for task, shots, seed in self.targets():
-            for method in self.methods:
-                commit(store, f"predictions/{task}@{shots}#{seed}/{method}.parquet", {"": table}, seconds=0.75)
+        wanted = {prediction(method, *target) for target in self.targets() for method in self.methods}
+        for artifact in sorted(wanted):
+            commit(store, artifact, {"": table}, seconds=0.75)
 
     def _results(self, store: Store) -> None:
         rng = np.random.default_rng(7)
@@ -165,9 +166,12 @@ class Study:
             values = {"zero_shot": zero, "single": single, "uniform": pi - 0.02 + 0.01 * rng.normal(), "pi": pi}
             values |= {"nearest": single - 0.01 + 0.02 * rng.normal(), "full": full}
             for method in self.methods:
+                if method not in values:
+                    values[method] = pi - 0.01 + 0.01 * rng.normal()
                 name = f"{task}@{shots}#{seed}"
                 row = {"method": method, "task": task, "shots": str(shots), "seed": seed, "slice": name}
                 scored = {"metric": "accuracy", "value": values[method], "examples": 300, "seconds": 0.5 + place / 100}
+                scored["prediction"] = prediction(method, task, shots, seed)
                 self.rows.append({**row, **scored})
         commit(store, "results.parquet", {"": table_bytes(self.rows)})
 
@@ -181,7 +185,14 @@ class Study:
 
 def tiny(**changes: Any) -> Study:
     """Return a study of three tasks, one shot count and two seeds."""
-    return Study(**{"tasks": SIX[:3], "shots": (16,), "seeds": (0, 1), "layers": 2, "name": "tiny", **changes})
+    few = {"tasks": SIX[:3], "shots": (16,), "seeds": (0, 1), "towers": {"text": 2}, "name": "tiny"}
+    return Study(**{**few, **changes})
+
+
+def prediction(method: str, task: str, shots: int, seed: int) -> str:
+    """Return where a method's predictions lie: those that targets share lie once."""
+    owner = {"zero_shot": task, "full": f"{task}@full#0"}.get(method, f"{task}@{shots}#{seed}")
+    return f"predictions/{owner}/{method}.parquet"
 
 
 def adapter() -> dict[str, bytes]:

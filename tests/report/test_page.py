@@ -9,22 +9,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from synthetic import FAMILIES, SIX, Study, tiny
+from synthetic import FAMILIES, SCORED, SIX, Study, tiny
 
 from pitune.errors import PituneError
-from pitune.report import build_page, contents, figures, write_report
-from pitune.report.contents import (
-    OWN,
-    Trial,
-    mean_weights,
-    read_edges,
-    read_trials,
-    read_weights,
-    similarity,
-    split_slice,
-)
-from pitune.report.tables import overall, read_targets
-from pitune.store import Store
+from pitune.methods import METHODS, Method
+from pitune.report import build_page, contents, figures, markdown, write_report
+from pitune.report.contents import OWN, Layer, Trial, mean_weights, read_trials, read_weights, split_slice
+from pitune.report.scores import average, read_targets
+from pitune.report.similarities import read_edges, similarity
+from pitune.store import Store, table_bytes
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -49,8 +42,8 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
 
-def marks(trials: list[Trial]) -> list[tuple[str, str]]:
-    """Return where the one panel of these trials has its marks, rings and legend left out."""
+def dots(trials: list[Trial]) -> list[tuple[str, str]]:
+    """Return where the one panel of these trials has its dots, rings and legend left out."""
     found = re.findall(
         r'<use [^>]*x="([-\d.]+)" y="([-\d.]+)"([^>]*)', figures.sweeps(trials).split("temperature</")[0]
     )
@@ -95,7 +88,7 @@ def test_links_within_the_page_lead_somewhere_and_ids_are_unique(page: str) -> N
 
 def test_the_numbers_are_there(page: str, store: Store) -> None:
     targets = read_targets(store)
-    total = overall(targets)
+    total = average(targets)
     for target in targets:
         for score in target.scores.values():
             assert f">{100 * score.mean:.1f}" in page
@@ -106,9 +99,17 @@ def test_the_numbers_are_there(page: str, store: Store) -> None:
     assert "mean ± standard deviation over 3 seeds" in page
 
 
+def test_the_figure_of_all_methods_has_their_gains(page: str, store: Store) -> None:
+    means = average(read_targets(store)).means
+    drawing = next(one for one in page.split("<svg")[1:] if "What every method gains" in one)
+    for method in set(SCORED) - {"single"}:
+        gain = f"{100 * (means[method] - means['single']):+.1f}".replace("-", "−")
+        assert f">← {gain}</text>" in drawing if method == "zero_shot" else f">{gain}</text>" in drawing
+
+
 def test_figures_tell_what_they_are(page: str) -> None:
     drawings = [attributes for tag, attributes in Reader(page).tags if tag == "svg"]
-    assert len(drawings) == 9
+    assert len(drawings) == 10
     assert all(one["role"] == "img" and one["aria-label"] and one["viewbox"] for one in drawings)
     assert "'DejaVu Sans'" not in page
     assert "#010203" not in page
@@ -173,7 +174,7 @@ def test_trials_that_differ_in_their_own_expert_alone_do_not_hide_each_other(tmp
     assert {(trial.top_k, trial.temperature, trial.own) for trial in one} == set(
         itertools.product((3, 5), (0.3, 1.0), ("trained", "fresh"))
     )
-    places = marks(one)
+    places = dots(one)
     assert len(places) == len(set(places)) == 8
     assert len({x for x, _ in places}) == 2
     page = build_page(store)
@@ -189,7 +190,7 @@ def test_many_temperatures_do_not_hide_own_experts_either(tmp_path: Path) -> Non
     trials = read_trials(store := tiny().write(Store(tmp_path)), store.artifacts())
     one = [trial for trial in trials if trial.group == ("movie", "16")]
     spread = [replace(trial, temperature=trial.temperature * 1.1**power) for trial in one for power in range(9)]
-    places = marks(spread)
+    places = dots(spread)
     assert len(places) == len(set(places)) == 2 * 8 * 9
 
 
@@ -221,20 +222,94 @@ def test_similarities_are_means_over_seeds(store: Store) -> None:
 
 def test_two_sources_of_one_task_count_together() -> None:
     rows = [
-        {"site": f"layer.{site}.query", "member": member, "weight": weight}
-        for site, own in (("0", 0.4), ("1", 0.6))
+        {"tower": "text", "layer": layer, "site": f"layer.{layer}.query", "member": member, "weight": weight}
+        for layer, own in ((0, 0.4), (1, 0.6))
         for member, weight in (("movie@full#0", 0.3), ("movie@full#1", 0.7 - own), ("nyt@4#0", own))
     ]
     found = contents._by_layer(rows, "nyt@4#0")
-    assert found["0"] == pytest.approx({"movie": 0.6, contents.OWN: 0.4})
-    assert found["1"] == pytest.approx({"movie": 0.4, contents.OWN: 0.6})
+    assert found[Layer("text", 0)] == pytest.approx({"movie": 0.6, contents.OWN: 0.4})
+    assert found[Layer("text", 1)] == pytest.approx({"movie": 0.4, contents.OWN: 0.6})
+
+
+def test_layers_of_two_towers_are_not_tied(tmp_path: Path) -> None:
+    store = tiny(towers={"vision": 3, "text": 2}).write(Store(tmp_path))
+    found = read_weights(store, store.artifacts())["movie", "16"]
+    assert list(found) == [Layer("text", 0), Layer("text", 1), *(Layer("vision", number) for number in range(3))]
+    for layer, members in found.items():
+        own = []
+        for name in ("movie@16#0", "movie@16#1"):
+            for row in store.table(f"interpolations/{name}", "weights.parquet").to_pylist():
+                if (row["tower"], row["layer"], row["member"]) == (*layer, name):
+                    own.append(row["weight"])
+        assert len(own) == 4
+        assert members[OWN] == pytest.approx(sum(own) / 4)
+    page = build_page(store)
+    assert ">vision</text>" in page
+    assert ">text</text>" in page
+
+
+def test_one_tower_is_not_named(page: str) -> None:
+    assert ">text</text>" not in page
+
+
+def test_weights_of_older_studies_count_as_one_layer() -> None:
+    rows = [{"site": f"layer.{n}.query", "member": "nyt@4#0", "weight": 1.0} for n in range(2)]
+    assert list(contents._by_layer(rows, "nyt@4#0").values()) == [{OWN: 1.0}]
+
+
+class Joint(Method):
+    """A seventh method, made up."""
+
+    name = "joint"
+    title = "all together"
+    note = "one expert trained on <every> target's shots at once"
+    sees = "shots"
+
+    def build(self, plan: object, target: object) -> None:
+        """Nothing: the report only tells of it."""
+
+
+def test_a_seventh_method_is_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = tiny(methods=(*SCORED, "joint"))
+    store = study.write(Store(tmp_path))
+    assert "all together" not in build_page(store)
+    monkeypatch.setitem(METHODS, "joint", Joint())
+    page = build_page(store)
+    assert re.search(r'<th scope="col" class="same" title="[^"]*at once">all together</th>', page)
+    assert "single, uniform, nearest, pi and all together, which see the same shots" in page
+    assert "<dt>all together</dt><dd>one expert trained on &lt;every&gt; target&#39;s shots at once</dd>" in page
+    values = [row["value"] for row in study.rows if row["method"] == "joint" and row["task"] == "movie"]
+    assert f">{100 * sum(values) / 2:.1f}" in page
+    drawing = next(one for one in page.split("<svg")[1:] if "What every method gains" in one)
+    assert ">all together</text>" in drawing
+    assert "| pi | full data | all together |" in markdown(store)
+
+
+def test_the_best_may_be_a_seventh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "joint", Joint())
+    study = tiny(methods=("single", "pi", "joint"), families=())
+    store = study.write(Store(tmp_path))
+    rows = [
+        {"method": m, "task": "movie", "shots": "4", "seed": 0, "metric": "accuracy", "value": value, "examples": 9}
+        for m, value in (("single", 0.5), ("pi", 0.6), ("joint", 0.75))
+    ]
+    store.commit("results.parquet", {"": table_bytes(rows)}, "0")
+    page = build_page(store)
+    assert "On average all together, which sees the same shots, is better by 15.0." in page
+    assert "Another method that sees the same shots is better on movie@4 (all together)." in page
 
 
 def test_what_left_the_settings_is_left_out() -> None:
     is_wanted = contents.wanted("sources: ['movie@full#0', 'nyt@4#1']\ntargets: ['amazon@4#0']\n")
     kept = ["experts/movie@full#0", "experts/nyt@4#1", "experts/amazon@full#0", "embeddings/amazon@4#0.parquet"]
     kept += ["predictions/amazon@4#0/pi.parquet", "interpolations/amazon@4#0", "graph.parquet", "results.parquet"]
-    gone = ["experts/nyt@16#0", "interpolations/amazon@16#0", "sweeps/nyt@4#1.parquet", "experts/tweets@full#0"]
+    kept += ["predictions/amazon/zero_shot.parquet", "predictions/amazon@full#0/full.parquet"]
+    gone = [
+        "predictions/nyt/zero_shot.parquet",
+        "predictions/nyt@full#0/full.parquet",
+        "predictions/nyt@4#1/pi.parquet",
+    ]
+    gone += ["experts/nyt@16#0", "interpolations/amazon@16#0", "sweeps/nyt@4#1.parquet", "experts/tweets@full#0"]
     assert all(map(is_wanted, kept)) and not any(map(is_wanted, gone))
     assert contents.wanted("")("experts/nyt@16#0")
 

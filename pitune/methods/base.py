@@ -1,0 +1,27 @@
+"""What a method is: a row of the result table, and how an expert for a target comes to be."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+Sees = Literal["nothing", "shots", "all"]
+"""What a method may see of a target's task: nothing, the target's shots, all the training data."""
+
+
+class Method:
+    """A way to get an expert for a target.
+
+    A method is one file here and one line in :data:`pitune.methods.METHODS`; tables, report and documentation take
+    what they say of it from its attributes.
+
+    Attributes:
+        name: what it is called in artifacts and tables, a Python name.
+        title: what people read at the head of its column.
+        note: what it is, in one phrase that begins small and has no full stop.
+        sees: what of the target's task it may see; methods are only ranked among those that see the shots.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    note: ClassVar[str]
+    sees: ClassVar[Sees]
