@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from plainattention import PlainAttention
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertTokenizerFast
 
 from pitune.backbones import Backbone, Precision
 from pitune.backbones.text import TextBackbone, TextSettings
-from pitune.experts import Adapter, Expert, ExpertKind, Lora
+from pitune.experts import Adapter, BitFit, Expert, ExpertKind, Lora, Prefix
 from pitune.interpolation.tune import Setting
 from pitune.objectives import Match, Rows
 from pitune.tasks.task import Example, Task
@@ -30,6 +31,7 @@ SHAPES: dict[str, dict[str, object]] = {
 }
 MATCH = Match(scale=10.0)
 KINDS: tuple[ExpertKind, ...] = (Lora(rank=2, alpha=6, layers=2), Adapter(width=4, layers=2))
+EVERY_KIND: tuple[ExpertKind, ...] = (*KINDS, Prefix(tokens=3, layers=2), BitFit(layers=2))
 
 
 def save_encoder(folder: Path, family: str) -> Path:
@@ -127,18 +129,25 @@ class PlainExpert(nn.Module):
         """Replace the sites in ``model``."""
         for site, held in self.sites.items():
             parent, _, name = site.rpartition(".")
-            setattr(model.get_submodule(parent), name, _PlainSite(self.kind, model.get_submodule(site), held))
+            module = model.get_submodule(site)
+            if isinstance(self.kind, Prefix):
+                plain: nn.Module = PlainAttention(module, held["prefix_keys"], held["prefix_values"])
+            else:
+                plain = _PlainSite(self.kind, module, held)
+            setattr(model.get_submodule(parent), name, plain)
 
 
 class _PlainSite(nn.Module):
-    def __init__(self, kind: ExpertKind, linear: nn.Module, held: dict[str, nn.Parameter]) -> None:
+    def __init__(self, kind: ExpertKind, module: nn.Module, held: dict[str, nn.Parameter]) -> None:
         super().__init__()
-        self.kind, self.linear = kind, linear
+        self.kind, self.module = kind, module
         self.held = dict(held)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.linear(x)
+        y: Tensor = self.module(x)
         held = self.held
+        if isinstance(self.kind, BitFit):
+            return y + held["bias_delta"]
         if isinstance(self.kind, Lora):
             a, b = held["lora_A.weight"], held["lora_B.weight"]
             return y + (self.kind.alpha / self.kind.rank) * nn.functional.linear(nn.functional.linear(x, a), b)

@@ -1,14 +1,19 @@
 """Experts: the bank with the expert axis, the kinds, and reading and writing them in PEFT's format."""
 
-from typing import get_args
-
 from pitune.experts.adapter import Adapter
 from pitune.experts.bank import Bank
+from pitune.experts.bitfit import BitFit
 from pitune.experts.kind import Expert, ExpertKind
 from pitune.experts.lora import Lora
+from pitune.experts.prefix import Prefix
 
-AnyKind = Lora | Adapter
-"""Every expert kind; a new one is added here, and nowhere else."""
-KINDS: tuple[type[ExpertKind], ...] = get_args(AnyKind)
+KINDS: tuple[type[ExpertKind], ...] = (
+    Lora,
+    Adapter,
+    Prefix,
+    BitFit,
+)
+"""Every expert kind; a new one is added here, and nowhere else. The first is the default."""
+AnyKind = Lora | Adapter | Prefix | BitFit
 
-__all__ = ["KINDS", "Adapter", "AnyKind", "Bank", "Expert", "ExpertKind", "Lora"]
+__all__ = ["KINDS", "Adapter", "AnyKind", "Bank", "BitFit", "Expert", "ExpertKind", "Lora", "Prefix"]

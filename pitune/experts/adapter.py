@@ -23,7 +23,10 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": nn.functional.silu,
 }
 # The ends of the paths of the modules that close the attention and the feed-forward block, in the usual encoders.
-BLOCK_ENDS = ("output.dense", "out_lin", "ffn.lin2", "attn.o", "attn.Wo", "mlp.Wo")
+BLOCK_ENDS = (
+    *("output.dense", "out_lin", "ffn.lin2", "attn.o", "attn.Wo", "mlp.Wo"),
+    *("self_attn.out_proj", "attention.o_proj", "mlp.fc2"),  # of CLIP and ViT
+)
 
 
 class Adapter(ExpertKind):
@@ -36,9 +39,9 @@ class Adapter(ExpertKind):
     peft_type: ClassVar[str] = "BOTTLENECK"
     parameter_names: ClassVar[tuple[str, ...]] = (DOWN, DOWN_BIAS, UP, UP_BIAS)
 
-    def is_site(self, name: str) -> bool:
-        """Say whether ``name`` closes an attention or feed-forward block."""
-        return any(name == target or name.endswith("." + target) for target in self.targets)
+    def is_site(self, path: str, module: nn.Module) -> bool:
+        """Say whether ``module`` closes an attention or feed-forward block."""
+        return isinstance(module, nn.Linear) and any(f".{path}".endswith("." + target) for target in self.targets)
 
     def initial(self, module: nn.Linear, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw the way down within 1 / √width as torch does; the way up is zero."""
@@ -58,14 +61,6 @@ class Adapter(ExpertKind):
         inner = torch.baddbmm(down_bias.unsqueeze(1), groups, down.transpose(1, 2))
         update = torch.baddbmm(up_bias.unsqueeze(1), ACTIVATIONS[self.activation](inner), up.transpose(1, 2))
         return y + update.view_as(y)
-
-    def mix(self, tensors: Tensors, weights: Tensor) -> dict[str, Tensor]:
-        """Average the parameters, as the paper does (eq. 5)."""
-        return {name: torch.tensordot(weights, tensor, dims=1).unsqueeze(0) for name, tensor in tensors.items()}
-
-    def align(self, expert: Tensors, others: list[Tensors]) -> dict[str, Tensor]:
-        """Return ``expert``: adapters of one study all have the same shapes."""
-        return dict(expert)
 
     def peft_config(self, expert: Expert) -> dict[str, Any]:
         """Return the adapter's fields in the manner of PEFT's configuration."""

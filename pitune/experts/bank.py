@@ -13,21 +13,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from pitune.errors import PituneError
+from pitune.experts.binders import Handle
 from pitune.experts.kind import Expert, ExpertKind, Tensors
 
 
 class Site(nn.Module):
     """The E experts' parameters at one module of the backbone, each (E, …)."""
 
-    def __init__(self, kind: ExpertKind, tensors: Tensors) -> None:
+    def __init__(self, tensors: Tensors) -> None:
         super().__init__()
-        self.kind = kind
         # PyTorch allows no dots in a parameter's name.
         self.held = nn.ParameterDict({name.replace(".", "|"): nn.Parameter(tensor) for name, tensor in tensors.items()})
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """Return the parameters by their own names."""
         return {name.replace("|", "."): tensor for name, tensor in self.held.items()}
+
+    def forward(self, which: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Return the tensors that act, (E, …): all experts' or some's.
+
+        A call, for ZeRO-3 brings a module's parameters when it is called, and takes them away when it returns: there
+        they are copies.
+        """
+        found: dict[str, Tensor] = {}
+        for name, tensor in self.tensors().items():
+            if which is not None:
+                found[name] = tensor[list(which)]
+            else:
+                found[name] = tensor.clone() if hasattr(tensor, "ds_id") else tensor
+        return found
 
 
 class Bank(nn.Module):
@@ -36,18 +51,22 @@ class Bank(nn.Module):
     Args:
         kind: their kind.
         experts: one or more experts with the same sites; see :data:`pitune.experts.kind.Expert`.
+
+    Raises:
+        PituneError: an expert lacks a site that another has, or has a tensor of another shape.
     """
 
     def __init__(self, kind: ExpertKind, experts: Sequence[Expert]) -> None:
         super().__init__()
         self.kind = kind
         self.size = len(experts)
-        stacked = {}
-        for name in experts[0]:
-            parts = [expert[name] for expert in experts]
-            parts = [kind.align(part, list(parts)) for part in parts]
-            stacked[name] = Site(kind, {key: torch.stack([part[key] for part in parts]).float() for key in parts[0]})
-        self.sites = nn.ModuleDict({name.replace(".", "|"): site for name, site in stacked.items()})
+        for expert in experts:
+            unlike = expert.keys() ^ experts[0].keys()
+            if unlike:
+                raise PituneError(f"{kind.kind}: one expert has {min(unlike)}, another has not; they share no bank")
+        self.sites = nn.ModuleDict(
+            {path.replace(".", "|"): _stacked(kind, path, [expert[path] for expert in experts]) for path in experts[0]}
+        )
 
     def named_sites(self) -> Iterator[tuple[str, Site]]:
         """Yield each site with its module's path in the backbone."""
@@ -69,45 +88,72 @@ class Bank(nn.Module):
             found.setdefault(site.replace("|", "."), {})[key.replace("|", ".")] = cut
         return found
 
-    def only(self, which: Sequence[int]) -> _Some:
+    def only(self, which: Sequence[int]) -> Some:
         """Return some of the experts, one for each group of rows, as who acts."""
-        return _Some(self, list(which))
+        return Some(self, None if list(which) == list(range(self.size)) else list(which))
 
     def attached(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Let all experts act on ``model`` (a Hugging Face model) inside the block; afterwards it is as it was."""
-        return self.only(range(self.size)).attached(model)
+        return Some(self, None).attached(model)
 
 
-class _Some:
-    """Some experts of a bank."""
+class Some:
+    """Some experts of a bank (None: all), as who acts."""
 
-    def __init__(self, bank: Bank, which: list[int]) -> None:
+    def __init__(self, bank: Bank, which: list[int] | None) -> None:
         self.bank, self.which = bank, which
 
     @contextlib.contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
         """Let them act on ``model`` inside the block."""
-        sites = {name: functools.partial(self._tensors, site) for name, site in self.bank.named_sites()}
+        sites = {path: functools.partial(site, self.which) for path, site in self.bank.named_sites()}
         handles = attach(self.bank.kind, model, sites)
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
-
-    def _tensors(self, site: Site) -> Tensors:
-        tensors: Tensors = site.tensors()
-        if self.which == list(range(self.bank.size)):
-            return tensors
-        return {name: tensor[self.which] for name, tensor in tensors.items()}
+            detach(handles)
 
 
-def attach(
-    kind: ExpertKind, model: nn.Module, sites: Mapping[str, Callable[[], Tensors]]
-) -> list[torch.utils.hooks.RemovableHandle]:
-    """Make the experts' tensors at each site, (E, …) whenever asked, take part in ``model``'s pass."""
+def attach(kind: ExpertKind, model: nn.Module, sites: Mapping[str, Callable[[], Tensors]]) -> list[Handle]:
+    """Let experts of a kind act on ``model``, until what is returned is removed.
 
-    def hook(tensors: Callable[[], Tensors]) -> Callable[..., Tensor]:
-        return lambda _, inputs, output: kind.apply(tensors(), inputs[0], output)
+    Args:
+        kind: the experts' kind.
+        model: a Hugging Face model.
+        sites: by path, what gives the tensors (E, …) there, in every pass anew.
 
-    return [model.get_submodule(name).register_forward_hook(hook(tensors)) for name, tensors in sites.items()]
+    Raises:
+        PituneError: the kind cannot act on a module; the model is then as it was.
+    """
+    handles: list[Handle] = []
+    try:
+        for path, tensors in sites.items():
+            try:
+                handles += kind.bind(model.get_submodule(path), tensors)
+            except PituneError as error:
+                raise PituneError(f"{path}: {error}") from error
+        handles += kind.bind_model(model, sites)
+    except BaseException:
+        detach(handles)
+        raise
+    return handles
+
+
+def detach(handles: Sequence[Handle]) -> None:
+    """Undo what :func:`attach` did, the last first."""
+    for handle in reversed(handles):
+        handle.remove()
+
+
+def _stacked(kind: ExpertKind, path: str, parts: list[dict[str, Tensor]]) -> Site:
+    """Stack the experts' tensors at one site on the expert axis."""
+    aligned = [kind.align(part, list(parts)) for part in parts]
+    for part in aligned:
+        for name, tensor in aligned[0].items():
+            if name not in part or part[name].shape != tensor.shape:
+                shape = tuple(part[name].shape) if name in part else "nothing"
+                raise PituneError(
+                    f"{kind.kind}: {path} has {name} {tuple(tensor.shape)} in one expert and {shape} in another; "
+                    "they share no bank"
+                )
+    return Site({name: torch.stack([part[name] for part in aligned]).float() for name in aligned[0]})

@@ -16,10 +16,10 @@ from torch import nn
 from pitune.errors import PituneError
 from pitune.experts import KINDS, Bank, Expert, ExpertKind
 from pitune.experts.bank import attach
+from pitune.experts.kind import Files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."  # what PEFT puts before a module's path
-PEFT_TYPES = {kind.peft_type: kind for kind in KINDS}
+PEFT_TYPES = {name: kind for kind in KINDS for name in (kind.peft_type, *kind.other_peft_types)}
 
 
 def to_files(kind: ExpertKind, expert: Expert, backbone: str) -> dict[str, bytes]:
@@ -36,12 +36,9 @@ def to_files(kind: ExpertKind, expert: Expert, backbone: str) -> dict[str, bytes
         "inference_mode": True,
         **kind.peft_config(expert),
     }
-    tensors = {
-        f"{PREFIX}{site}.{name}": tensor.contiguous() for site, held in expert.items() for name, tensor in held.items()
-    }
     return {
         CONFIG: (json.dumps(config, indent=1, sort_keys=True) + "\n").encode(),
-        WEIGHTS: save_safetensors(tensors, metadata={"format": "pt"}),
+        WEIGHTS: save_safetensors(kind.to_tensors(expert), metadata=kind.notes(expert)),
     }
 
 
@@ -57,19 +54,14 @@ def from_files(config: bytes, weights: bytes, where: str) -> tuple[ExpertKind, E
     except (ValueError, TypeError, SafetensorError) as error:
         raise PituneError(f"{where}: cannot be read as an expert ({error})") from error
     kind = _kind(settings, f"{where}/{CONFIG}")
-    expert: Expert = {}
-    for key, tensor in tensors.items():
-        name = next((name for name in kind.parameter_names if key.endswith("." + name)), None)
-        if name is None:
-            raise PituneError(f"{where}/{WEIGHTS}: tensor {key} belongs to no {kind.kind} expert")
-        expert.setdefault(key.removeprefix(PREFIX)[: -len(name) - 1], {})[name] = tensor
-    for site, held in expert.items():
-        missing = set(kind.parameter_names) - set(held)
-        if missing:
-            raise PituneError(f"{where}/{WEIGHTS}: {site} has no {min(missing)}; the file is not whole")
-    if not expert:
-        raise PituneError(f"{where}/{WEIGHTS}: holds no tensor; the file is not whole")
-    return kind, expert
+    head = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    files = Files(settings, tensors, head.get("__metadata__") or {}, f"{where}/{WEIGHTS}")
+    try:
+        return kind, kind.from_tensors(files)
+    except KeyError as error:
+        raise PituneError(f"{where}/{CONFIG}: {error.args[0]} is missing") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PituneError(f"{where}: {CONFIG} and {WEIGHTS} do not go together ({error})") from error
 
 
 def _kind(settings: dict[str, Any], where: str) -> ExpertKind:
@@ -119,25 +111,32 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     kind, expert = read(path)
     if hasattr(model, "expert"):
         raise PituneError(f"{path}: this model has an expert already; open the backbone anew")
-    _check_fit(kind, expert, model, str(path))
+    expert = _fitted(kind, expert, model, str(path))
     bank = Bank(kind, [expert]).requires_grad_(False)
     place = next(model.parameters())
-    held = dict(bank.to(place.device, place.dtype).named_sites())
-    attach(kind, model, {name: site.tensors for name, site in held.items()})
+    attach(kind, model, dict(bank.to(place.device, place.dtype).named_sites()))
     model.add_module("expert", bank)
     return model
 
 
-def _check_fit(kind: ExpertKind, expert: Expert, model: nn.Module, where: str) -> None:
-    """Raise where ``model`` lacks a site of ``expert``, or has it in another size."""
+def _fitted(kind: ExpertKind, expert: Expert, model: nn.Module, where: str) -> Expert:
+    """Return ``expert`` by the paths of ``model``; raise where that lacks a site, or has it in another size."""
+    try:
+        expert = kind.placed(expert, model)
+    except PituneError as error:
+        raise PituneError(f"{where}: {error}") from error
     modules = dict(model.named_modules())
-    for site, held in expert.items():
-        module = modules.get(site)
-        if not isinstance(module, nn.Linear):
-            raise PituneError(f"{where}: made for another backbone, this model has no linear module {site}")
-        for name, right in kind.initial(module, torch.Generator()).items():
+    for path, held in expert.items():
+        try:
+            fitting = kind.initial(modules[path], torch.Generator())
+        except (KeyError, AttributeError, PituneError):
+            raise PituneError(
+                f"{where}: made for another backbone, this model has no module {path} that {kind.kind} acts on"
+            ) from None
+        for name, right in fitting.items():
             if held[name].shape != right.shape:
                 found, fits = tuple(held[name].shape), tuple(right.shape)
                 raise PituneError(
-                    f"{where}: made for another backbone, {site} has {name} {found}, this model needs {fits}"
+                    f"{where}: made for another backbone, {path} has {name} {found}, this model needs {fits}"
                 )
+    return expert

@@ -36,10 +36,10 @@ class Lora(ExpertKind):
     peft_type: ClassVar[str] = "LORA"
     parameter_names: ClassVar[tuple[str, ...]] = (A, B)
 
-    def is_site(self, name: str) -> bool:
-        """Say whether ``name`` ends in one of the targets."""
+    def is_site(self, path: str, module: nn.Module) -> bool:
+        """Say whether ``module`` is linear and ``path`` ends in one of the targets."""
         ends = [end for target in self.targets for end in ALIASES.get(target, (target,))]
-        return any(name == end or name.endswith("." + end) for end in ends)
+        return isinstance(module, nn.Linear) and any(f".{path}".endswith("." + end) for end in ends)
 
     def initial(self, module: nn.Linear, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw A as PEFT does (Kaiming uniform, a = √5: within 1 / √width), B zero."""
@@ -64,6 +64,17 @@ class Lora(ExpertKind):
         """Pad with zero ranks up to the largest rank among ``others``."""
         missing = max(len(other[A]) for other in others) - len(expert[A])
         return {A: nn.functional.pad(expert[A], (0, 0, 0, missing)), B: nn.functional.pad(expert[B], (0, missing))}
+
+    def delta(self, tensors: Tensors) -> Tensor:
+        """Return the update of the weight, alpha / rank · B A."""
+        return tensors[B] @ tensors[A] * (self.alpha / self.rank)
+
+    def from_delta(self, delta: Tensor, rank: int) -> dict[str, Tensor]:
+        """Return the LoRA of ``rank`` that comes closest to ``delta`` in the Frobenius norm."""
+        u, s, v = torch.linalg.svd(delta.double() / (self.alpha / self.rank), full_matrices=False)
+        root = s[..., :rank].sqrt()
+        a, b = root.unsqueeze(-1) * v[..., :rank, :], u[..., :rank] * root.unsqueeze(-2)
+        return {A: a.to(delta.dtype), B: b.to(delta.dtype)}
 
     def peft_config(self, expert: Expert) -> dict[str, Any]:
         """Return PEFT's LoraConfig fields; a merged expert's larger rank keeps the scaling alpha / rank."""

@@ -1,23 +1,24 @@
-"""The bank and both kinds against plain modules with explicit formulas, one expert after another."""
+"""The bank and its kinds against plain modules with explicit formulas, one expert after another."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 
 import pytest
 import torch
-from tinymodel import KINDS, PlainExpert, flat, open_encoder, plain_embedding, random_expert, token_ids
+from tinymodel import EVERY_KIND, KINDS, PlainExpert, flat, open_encoder, plain_embedding, random_expert, token_ids
 
 from pitune.backbones.text import TextBackbone
 from pitune.errors import PituneError
-from pitune.experts import Adapter, Bank, ExpertKind, Lora
+from pitune.experts import Adapter, Bank, BitFit, ExpertKind, Lora, Prefix
 from pitune.experts.lora import A, B, truncate
 
 TEXTS = [["w1 w2 w3 w4 w5", "w7"], ["w9 w3", "w11 w12 w13"], ["w5 w5 w5", "w20 w21 w22 w23 w24 w25"]]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: kind.kind)
 def test_each_group_meets_its_own_expert(kind: ExpertKind, tiny: TextBackbone, tiny_folder: Path) -> None:
     experts = [random_expert(kind, tiny, seed) for seed in range(3)]
     inputs = tiny.inputs(tiny.encode_texts([text for group in TEXTS for text in group]), {"text": 0})
@@ -30,7 +31,7 @@ def test_each_group_meets_its_own_expert(kind: ExpertKind, tiny: TextBackbone, t
         torch.testing.assert_close(rows, expected, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: kind.kind)
 def test_gradients_equal_those_of_plain_modules(kind: ExpertKind, tiny: TextBackbone, tiny_folder: Path) -> None:
     experts = [random_expert(kind, tiny, seed) for seed in range(3)]
     direction = torch.randn(32, generator=torch.Generator().manual_seed(1))
@@ -48,19 +49,20 @@ def test_gradients_equal_those_of_plain_modules(kind: ExpertKind, tiny: TextBack
                 torch.testing.assert_close(tensor.grad[index], plain.sites[name][key].grad, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: kind.kind)
 def test_the_start_changes_nothing_and_is_the_same_every_time(kind: ExpertKind, tiny: TextBackbone) -> None:
     start = kind.start(tiny)
     inputs = tiny.inputs(tiny.encode_texts(TEXTS[0]), {"text": 0})
     with Bank(kind, [start]).attached(tiny.model):
         assert torch.equal(tiny(inputs), tiny(inputs))
         inside = tiny(inputs)
-    assert torch.equal(inside, tiny(inputs))
+    assert torch.equal(inside, tiny(inputs)) is kind.neutral
     assert torch.equal(flat(start), flat(kind.start(tiny)))
-    assert not torch.equal(flat(start), flat(kind.model_copy(update={"seed": 1}).start(tiny)))
+    other = kind.model_copy(update={"seed": 1}).start(tiny)
+    assert torch.equal(flat(start), flat(other)) is isinstance(kind, BitFit)  # which starts at zero
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: kind.kind)
 def test_some_experts_of_a_bank_act_alone(kind: ExpertKind, tiny: TextBackbone) -> None:
     experts = [random_expert(kind, tiny, seed) for seed in range(3)]
     inputs = tiny.inputs(tiny.encode_texts(TEXTS[0] + TEXTS[1]), {"text": 0})
@@ -73,13 +75,44 @@ def test_some_experts_of_a_bank_act_alone(kind: ExpertKind, tiny: TextBackbone) 
 
 def test_experts_sit_in_the_last_layers_only(tiny: TextBackbone) -> None:
     sites = Lora(layers=2).sites(tiny)
-    assert {name.split(".")[2] for name in sites} == {"1", "2"}
-    assert {name.rsplit(".", 1)[1] for name in sites} == {"query", "value"}
+    assert {site.layer for site in sites} == {1, 2} and {site.tower for site in sites} == {"text"}
+    assert {site.path.rsplit(".", 1)[1] for site in sites} == {"query", "value"}
     assert len(Adapter().sites(tiny)) == 6
     with pytest.raises(PituneError, match=r"^expert\.layers: found 4, the backbone has 3 layers"):
         Lora(layers=4).sites(tiny)
     with pytest.raises(PituneError, match=r"^expert\.targets: nothing .*; its layers have .*attention\.self\.query"):
         Lora(targets=("no_such",)).sites(tiny)
+    with pytest.raises(PituneError, match=r"^expert\.towers: found 'image', the backbone has text$"):
+        Lora(towers=("text", "image")).sites(tiny)
+    assert [site.path for site in Prefix(layers=1).sites(tiny)] == ["encoder.layer.2.attention.self"]
+    assert len(BitFit().sites(tiny)) == 3 * 8  # six linear modules and two norms
+
+
+def test_experts_of_unlike_sites_or_shapes_share_no_bank(tiny: TextBackbone) -> None:
+    whole, upper = Adapter().start(tiny), Adapter(layers=1).start(tiny)
+    with pytest.raises(PituneError, match=r"^adapter: one expert has encoder\.layer\.0\.attention.*another has not"):
+        Bank(Adapter(), [upper, whole])
+    with pytest.raises(
+        PituneError, match=r"^adapter: .* has adapter_down\.weight \(32, 32\) in one .* and \(4, 32\) in"
+    ):
+        Bank(Adapter(), [whole, Adapter(width=4).start(tiny)])
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: kind.kind)
+def test_what_adds_to_a_weight_says_what(kind: ExpertKind, tiny: TextBackbone) -> None:
+    for path, held in random_expert(kind, tiny, 0).items():
+        delta = kind.delta(held)
+        if delta is None:
+            with pytest.raises(PituneError, match=rf"^{kind.kind}: .*cannot be made from one"):
+                kind.from_delta(torch.zeros(2, 2), 1)
+            continue
+        module = copy.deepcopy(tiny.model.get_submodule(path))
+        added = module.weight if delta.dim() > 1 else module.bias
+        x = torch.randn(1, 5, module.weight.shape[-1], generator=torch.Generator().manual_seed(0))
+        acting = kind.apply({name: tensor[None] for name, tensor in held.items()}, x, module(x))
+        added.data += delta
+        torch.testing.assert_close(acting, module(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(kind.delta(kind.from_delta(delta, 2)), delta, atol=1e-5, rtol=1e-5)
 
 
 def test_a_bank_gives_its_experts_back_and_leaves_no_hook(tiny: TextBackbone) -> None:

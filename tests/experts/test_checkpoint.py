@@ -10,13 +10,23 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tinymodel import KINDS, embed, flat, open_encoder, plain_embedding, random_expert, save_encoder, token_ids
+from tinymodel import (
+    EVERY_KIND,
+    KINDS,
+    embed,
+    flat,
+    open_encoder,
+    plain_embedding,
+    random_expert,
+    save_encoder,
+    token_ids,
+)
 from torch import Tensor, nn
 
 import pitune
 from pitune.backbones.text import TextBackbone
 from pitune.errors import PituneError
-from pitune.experts import Adapter, Bank, Expert, ExpertKind, Lora
+from pitune.experts import Adapter, Bank, BitFit, Expert, ExpertKind, Lora, Prefix
 from pitune.experts.checkpoint import CONFIG, WEIGHTS, read, to_files
 from pitune.interpolation.mixture import merge
 
@@ -55,7 +65,7 @@ def test_plain_peft_loads_a_lora(tiny: TextBackbone, tiny_folder: Path, tmp_path
     assert (plain(model, tiny) - embed(tiny, TEXTS)).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: kind.kind)
 def test_load_attaches_an_expert_of_any_kind(
     kind: ExpertKind, tiny: TextBackbone, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -68,7 +78,7 @@ def test_load_attaches_an_expert_of_any_kind(
         pitune.load(model, folder)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: kind.kind)
 def test_what_is_written_is_read(kind: ExpertKind, tiny: TextBackbone, tmp_path: Path) -> None:
     expert = random_expert(kind, tiny, 0)
     again, found = read(write(tmp_path / "expert", kind, expert))
@@ -133,7 +143,10 @@ def damage(folder: Path, what: str) -> None:
         ("no weights", r"is not an expert's folder \(No such file or directory: .*adapter_model"),
         ("bad json", "cannot be read as an expert"),
         ("json list", "cannot be read as an expert"),
-        ("unknown type", r"adapter_config\.json: peft_type is 'IA3'; pitune reads LORA, BOTTLENECK$"),
+        (
+            "unknown type",
+            r"adapter_config\.json: peft_type is 'IA3'; pitune reads LORA, BOTTLENECK, \w+, \w+, BITFIT$",
+        ),
         ("no rank", r"adapter_config\.json: r is missing$"),
         ("bad rank", r"adapter_config\.json: found -1; "),
         ("stray tensor", r"tensor classifier\.weight belongs to no lora expert$"),
@@ -149,14 +162,18 @@ def test_damaged_files_are_one_line(what: str, says: str, tiny: TextBackbone, tm
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", [Lora(rank=2), Adapter(width=2)], ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", [Lora(rank=2), Adapter(width=2), Prefix(), BitFit()], ids=lambda kind: kind.kind)
 def test_another_backbone_is_one_line(kind: ExpertKind, tiny: TextBackbone, tmp_path: Path) -> None:
     folder = write(tmp_path / "expert", kind, random_expert(kind, tiny, 0))
     (tmp_path / "other").mkdir()
     other = open_encoder(save_encoder(tmp_path / "other", "distilbert")).model
-    with pytest.raises(PituneError, match="made for another backbone, this model has no linear module encoder"):
+    with pytest.raises(PituneError, match=r"made for another backbone, this model has no module encoder\S+ that"):
         pitune.load(other, folder)
-    wide = type(tiny.model)(tiny.model.config.__class__(**{**tiny.model.config.to_dict(), "hidden_size": 16}))
-    with pytest.raises(PituneError, match=r"made for another backbone, .* has \S+ \(.*32.*\), this model needs \(.*16"):
+    wide = type(tiny.model)(
+        tiny.model.config.__class__(**{**tiny.model.config.to_dict(), "hidden_size": 16, "num_hidden_layers": 3})
+    )
+    with pytest.raises(
+        PituneError, match=r"made for another backbone, .* has \S+ \(.*(32|16).*\), this model needs \(.*(16|8)"
+    ):
         pitune.load(wide, folder)
     assert not hasattr(other, "expert") and not any(module._forward_hooks for module in wide.modules())
