@@ -258,7 +258,8 @@ def test_a_start_of_larger_rank_trains_in_the_pack(tiny: TextBackbone) -> None:
         for key, tensor in held.items():
             found = mixed[0].expert[site][key]
             kept, rest = (found[:2], found[2:]) if key.startswith("lora_A") else (found[:, :2], found[:, 2:])
-            torch.testing.assert_close(kept, tensor, atol=1e-5, rtol=1e-3)
+            # The bound of `check`: AdamW makes more of a sum's last bits, which differ among processors.
+            torch.testing.assert_close(kept, tensor, atol=2e-5, rtol=1e-3)
             assert not rest.any()
 
 
