@@ -1,0 +1,118 @@
+"""Places: files of one folder, on a disk or by URI, read and written whole.
+
+Everything here raises plain ``OSError``; what the user is told is said where it is known what the file is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from pyarrow import fs
+
+TEMPORARY = ".partial"
+"""What the names of files end in while they are written; between it and the file's own name stands the writer's."""
+
+
+class Place:
+    """The files under one folder.
+
+    Args:
+        root: a folder, or a URI that ``pyarrow.fs`` understands, with its options if it has any
+            (``s3://bucket/study?region=eu-west-1``). Nothing is made before the first file is written.
+
+    Raises:
+        OSError, pyarrow.ArrowException: the URI cannot be opened.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root)
+        self.is_local = "://" not in self.root
+        if self.is_local:
+            self.root = str(Path(self.root).expanduser())
+            base: fs.FileSystem = fs.LocalFileSystem()
+            path = str(Path(self.root).absolute())
+        else:
+            base, path = fs.FileSystem.from_uri(self.root)
+        self.fs = fs.SubTreeFileSystem(path, base)
+
+    @property
+    def absolute(self) -> str:
+        """The root as it is understood from any working folder."""
+        return str(Path(self.root).absolute()) if self.is_local else self.root
+
+    def where(self, path: str) -> str:
+        """Return ``path`` under the root, for a message or another program: a URI's options stay at its end."""
+        if self.is_local:
+            return f"{self.root}/{path}"
+        folder, mark, options = self.root.partition("?")
+        return f"{folder.rstrip('/')}/{path}{mark}{options}"
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes of a file."""
+        with self.fs.open_input_file(path) as stream:
+            return bytes(stream.read())
+
+    def read_if_there(self, path: str) -> bytes | None:
+        """Return the bytes of a file, or None where there is none."""
+        try:
+            return self.read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def sizes(self, paths: list[str]) -> list[int | None]:
+        """Return the size of each file in bytes, None for one that is not there."""
+        return [info.size for info in self.fs.get_file_info(paths)]
+
+    def listing(self) -> dict[str, int]:
+        """Return the size in bytes of every file under the root, by path."""
+        infos = self.fs.get_file_info(fs.FileSelector("", recursive=True, allow_not_found=True))
+        return {info.path: info.size for info in infos if info.type == fs.FileType.File}
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file, whole or not at all; whoever writes the same file last wins."""
+        with self.staged({path: data}) as temporaries:
+            self.move(temporaries[path], path)
+
+    @contextlib.contextmanager
+    def staged(self, files: Mapping[str, bytes]) -> Iterator[dict[str, str]]:
+        """Write files under temporary names that no other writer has, and lend those names by path, to be moved.
+
+        However it ends, no temporary file is left.
+        """
+        writer = secrets.token_hex(4)
+        temporaries = {path: f"{path}.{writer}{TEMPORARY}" for path in files}
+        try:
+            for path, data in files.items():
+                self._put(temporaries[path], data)
+            yield temporaries
+        except BaseException:
+            for temporary in temporaries.values():
+                with contextlib.suppress(OSError):
+                    self.delete(temporary)
+            raise
+
+    def move(self, temporary: str, path: str) -> None:
+        """Give a file its name, in the place of what has it."""
+        self.fs.move(temporary, path)
+
+    def delete(self, path: str) -> None:
+        """Delete a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            self.fs.delete_file(path)
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete a folder and all in it, if it is there and can be."""
+        with contextlib.suppress(OSError):
+            self.fs.delete_dir(folder)
+
+    def _put(self, path: str, data: bytes) -> None:
+        try:
+            stream = self.fs.open_output_stream(path)
+        except FileNotFoundError:  # its folder is not there; an object store needs none
+            self.fs.base_fs.create_dir(str(PurePosixPath(self.fs.base_path, path).parent), recursive=True)
+            stream = self.fs.open_output_stream(path)
+        with stream:
+            stream.write(data)
