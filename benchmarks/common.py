@@ -39,7 +39,7 @@ def rows(encoder: TextBackbone, source: Task, chosen: str, role: str = "train") 
 
 def warm(encoder: TextBackbone, kind: ExpertKind, examples: Rows) -> None:
     """Run what no expert touches for all rows: it is kept, and whoever comes later finds it."""
-    encoder.inputs([row.encoded for row in examples.rows], encoder.firsts(list(kind.sites(encoder))))
+    encoder.inputs([row.encoded for row in examples.rows], encoder.firsts(list(kind.start(encoder))))
 
 
 def candidates(encoder: TextBackbone, source: Task) -> torch.Tensor:

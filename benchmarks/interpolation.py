@@ -22,7 +22,7 @@ def steps(
     encoder: TextBackbone, kind: ExpertKind, module: Bank | Mixture, examples: Rows, texts: torch.Tensor
 ) -> Callable[[], None]:
     """Return what takes a few training steps of a bank of one, or of a mixture."""
-    firsts = encoder.firsts(list(kind.sites(encoder)))
+    firsts = encoder.firsts(list(kind.start(encoder)))
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
 
     def run() -> None:

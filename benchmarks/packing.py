@@ -51,7 +51,7 @@ def peft(encoder: TextBackbone, kind: Lora, batch: int) -> Callable[[], None]:
     texts = candidates(encoder, source)
     model = get_peft_model(
         AutoModel.from_pretrained(encoder.model.config._name_or_path).eval(),
-        LoraConfig(r=kind.rank, lora_alpha=kind.alpha, target_modules=sorted(kind.sites(encoder))),
+        LoraConfig(r=kind.rank, lora_alpha=kind.alpha, target_modules=sorted(kind.start(encoder))),
     )
     model.to(encoder.device)
     slices = [rows(encoder, source, f"movie@64#{seed}") for seed in range(EXPERTS)]

@@ -128,6 +128,16 @@ def test_a_bank_gives_its_experts_back_and_leaves_no_hook(tiny: TextBackbone) ->
     assert not any(module._forward_hooks for module in tiny.model.modules())
 
 
+def test_what_cannot_be_bound_leaves_the_model_as_it_was(tiny: TextBackbone) -> None:
+    kind = Prefix(tokens=3, layers=1)
+    (held,) = kind.start(tiny).values()
+    bank = Bank(kind, [{"encoder.layer.1.attention.self": held, "encoder.layer.2.output": held}])
+    with pytest.raises(PituneError, match=r"^encoder\.layer\.2\.output: BertOutput is no attention") as caught:
+        bank.attached(tiny.model).__enter__()
+    assert "\n" not in str(caught.value)
+    assert tiny.model.get_submodule("encoder.layer.1.attention.self").config is tiny.model.config
+
+
 def test_loras_of_unlike_rank_share_a_bank(tiny: TextBackbone) -> None:
     small, large = Lora(rank=2, alpha=2), Lora(rank=5, alpha=5)  # the same scaling
     experts = [random_expert(kind, tiny, 1) for kind in (small, large)]
