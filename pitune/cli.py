@@ -35,7 +35,7 @@ def plan(config: Config, set_: Set = None) -> None:
     """Show what a run would make, what is there already, why, and the rough cost."""
     plan = _plan(config, set_)
     table = Table("stage", "artifacts", "there", "to make", "why", "rough cost", box=None)
-    total = 0
+    total = 0.0
     for stage, items in _by_stage(plan).items():
         wanted = [item for item in items if item.state != "done"]
         rows = sum(item.rows for item in wanted)
@@ -150,7 +150,7 @@ def _print_results(store: Store) -> None:
         out.print(f"report: {store.root}/report.html", soft_wrap=True, highlight=False)
 
 
-def _cost(rows: int) -> str:
+def _cost(rows: float) -> str:
     seconds = rows / ROWS_PER_SECOND
     return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
 

@@ -1,4 +1,4 @@
-"""Progress: a live display on a terminal, plain lines elsewhere."""
+"""Progress: a live display on a terminal, plain lines elsewhere; several stages go on at once."""
 
 from __future__ import annotations
 
@@ -6,12 +6,32 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 PLAIN_SECONDS = 15  # between plain lines of one stage
 KNOWN = 0.1  # the share of a stage after which the time to go can be told: workers take a while to start
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How far a stage is.
+
+    Attributes:
+        name: of the stage.
+        total: how many nodes it has.
+        there: how many of them were there when the run began.
+        done: how many are there now, those that are being made in part.
+        running: what is being made.
+    """
+
+    name: str
+    total: int
+    there: int
+    done: float
+    running: Sequence[str] = ()
 
 
 @contextlib.contextmanager
@@ -29,41 +49,64 @@ def shown(console: Console) -> Iterator[StageProgress]:
         yield StageProgress(console, bars)
 
 
+@dataclass
+class _Line:
+    """What is shown of a stage: its bar, when it began, when it was last told of on a plain console."""
+
+    bar: TaskID
+    began: float
+    said: float
+
+
 class StageProgress:
-    """Says what is running, how far it is and how long it has to go."""
+    """Says of each stage that has begun what is running, how far it is and how long it has to go."""
 
     def __init__(self, console: Console, bars: Progress) -> None:
         self._console, self._bars = console, bars
-        self._task: TaskID | None = None
-        self._name, self._there, self._of, self._began, self._said = "", 0, 0, 0.0, 0.0
+        self._lines: dict[str, _Line] = {}
 
-    def stage(self, name: str, total: int, there: int) -> None:
-        """Begin a stage of which ``there`` of ``total`` artifacts are there already."""
-        self._name, self._there, self._of = name, there, total
-        self._began = self._said = time.monotonic()
-        count = f"{there}/{total}"
-        self._task = self._bars.add_task(name, total=total, completed=there, count=count, left="", running="")
-        if not self._console.is_terminal:
-            self._say(f"{name}: {there} of {total} there" + (", starting" if there < total else ""))
+    def show(self, stages: Sequence[Stage]) -> None:
+        """Show how far the stages are that have begun, or that are all there."""
+        for stage in stages:
+            if stage.name not in self._lines:
+                self._begin(stage)
+            self._update(stage, self._lines[stage.name])
 
-    def update(self, done: float, total: float, running: Sequence[str]) -> None:
-        """Show that ``done`` of the ``total`` jobs that were missing are done."""
+    def _begin(self, stage: Stage) -> None:
         now = time.monotonic()
-        wanted = self._of - self._there
-        share = done / total if total else 1.0
-        spent = now - self._began
+        count = f"{stage.there}/{stage.total}"
+        bar = self._bars.add_task(
+            stage.name, total=stage.total, completed=stage.there, count=count, left="", running=""
+        )
+        self._lines[stage.name] = _Line(bar, now, now)
+        starting = stage.there < stage.total
+        self._say(f"{stage.name}: {stage.there} of {stage.total} there" + (", starting" if starting else ""))
+        if not starting:
+            self._bars.stop_task(bar)
+
+    def _update(self, stage: Stage, line: _Line) -> None:
+        if line.said == math.inf or stage.there == stage.total:
+            return
+        now = time.monotonic()
+        share = (stage.done - stage.there) / (stage.total - stage.there)
+        spent = now - line.began
         left = f"{_clock(spent / share * (1 - share))} to go" if KNOWN <= share < 1 else ""
+        running = stage.running
         names = ", ".join(running[:3]) + (f" and {len(running) - 3} more" if len(running) > 3 else "")
         names = names or ("starting workers" if share == 0 else "")
-        count = f"{self._there + int(share * wanted)}/{self._of}"
-        if self._task is not None:
-            self._bars.update(self._task, completed=self._there + share * wanted, count=count, left=left, running=names)
-        if not self._console.is_terminal and now - self._said >= (0 if share == 1 else PLAIN_SECONDS):
-            self._said = math.inf if share == 1 else now
-            self._say(", ".join(part for part in (f"{self._name}: {count} after {_clock(spent)}", left, names) if part))
+        count = f"{int(stage.done)}/{stage.total}"
+        self._bars.update(line.bar, completed=stage.done, total=stage.total, count=count, left=left, running=names)
+        if share == 1:
+            self._bars.stop_task(line.bar)
+        if now - line.said >= (0 if share == 1 else PLAIN_SECONDS):
+            line.said = math.inf if share == 1 else now
+            parts = (f"{stage.name}: {count} after {_clock(spent)}", left, names)
+            self._say(", ".join(part for part in parts if part))
 
     def _say(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        """Print a plain line, where no bars are shown."""
+        if not self._console.is_terminal:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:

@@ -2,80 +2,98 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from pitune.errors import PituneError
-from pitune.plan import METHODS, RESULTS, Plan
-from pitune.store import Store, fingerprint_of, table_bytes
+from pitune.store import Job, Store, table_bytes
 from pitune.tasks.metrics import METRICS
 from pitune.tasks.task import Slice
 
+if TYPE_CHECKING:
+    from pitune.materials import Materials
 
-def write_slices(plan: Plan) -> None:
-    """Write down which examples each slice drew."""
-    materials, store = plan.materials, plan.store
-    for name, chosen in plan.slices().items():
-        inputs = {
-            "makes": "slice",
-            "slice": name,
-            "task": materials.task(chosen.task).fingerprint,
-            "validation_examples": plan.config.training.validation_examples if chosen.shots is None else None,
+RESULTS = "results.parquet"
+
+
+@dataclass(frozen=True)
+class SliceJob(Job):
+    """A slice whose examples are to be written down."""
+
+    slice: Slice
+
+
+@dataclass(frozen=True)
+class ResultsJob(Job):
+    """The scores to gather: of each target and method, and the predictions (an artifact) that a score is made from."""
+
+    rows: tuple[tuple[Slice, str, str], ...]
+
+
+def write_slice(materials: Materials, job: SliceJob) -> None:
+    """Write down which examples a slice drew."""
+    task, data = materials.task(job.slice.task), materials.data(job.slice)
+    rows = [
+        {
+            "key": example.key,
+            "role": role,
+            "label": materials.objective.text(task, materials.objective.target(task, example)),
         }
-        artifact = f"slices/{name}.parquet"
-        if not store.is_current(artifact, fingerprint_of(inputs)):
-            task, data = materials.task(chosen.task), materials.data(chosen)
-            rows = [
-                {"key": example.key, "role": role, "label": task.labels[example.label]}
-                for role in ("train", "validation")
-                for example in getattr(data, role)
-            ]
-            store.commit(artifact, {"": table_bytes(rows)}, fingerprint_of(inputs), inputs=inputs)
+        for role in ("train", "validation")
+        for example in getattr(data, role)
+    ]
+    materials.store.commit(job.artifacts[0], {"": table_bytes(rows)}, job.fingerprint, inputs=job.inputs)
 
 
-def write_results(plan: Plan) -> None:
+def write_results(materials: Materials, job: ResultsJob) -> None:
     """Gather every score into ``results.parquet``.
 
     Raises:
         PituneError: a prediction is missing.
     """
-    inputs = plan.results_inputs()
-    if plan.store.is_current(RESULTS, fingerprint_of(inputs)):
-        return
-    rows = [_score(plan.store, target, method) for target in plan.config.target_slices for method in METHODS]
-    plan.store.commit(RESULTS, {"": table_bytes(rows)}, fingerprint_of(inputs), inputs=inputs)
-
-
-def drop_old_results(plan: Plan) -> None:
-    """Discard ``results.parquet`` where a run will make another: old scores must not stand beside new artifacts."""
-    if not plan.graph_is_current() or not plan.store.is_current(RESULTS, fingerprint_of(plan.results_inputs())):
-        plan.store.discard(RESULTS)
+    catalogue, root = materials.store.catalogue(), materials.store.root
+    scored: dict[str, dict[str, object]] = {}
+    for _, _, prediction in job.rows:
+        if prediction not in scored:
+            if prediction not in catalogue:
+                raise PituneError(f"{root}/{prediction}: is missing; run the study again")
+            manifest = catalogue[prediction]
+            maker = catalogue.get(manifest["expert"], {})
+            scored[prediction] = {
+                "metric": manifest["metric"],
+                "value": manifest["value"],
+                "examples": manifest["examples"],
+                "seconds": float(maker.get("seconds", 0.0)),  # what making the expert took
+                "prediction": prediction,
+            }
+    rows = [
+        {
+            "method": method,
+            "task": target.task,
+            "shots": str(target.shots),
+            "seed": target.seed,
+            "slice": str(target),
+            **scored[prediction],
+        }
+        for target, method, prediction in job.rows
+    ]
+    materials.store.commit(RESULTS, {"": table_bytes(rows)}, job.fingerprint, inputs=job.inputs)
 
 
 def wrong_scores(store: Store) -> list[str]:
     """Return one line per row of ``results.parquet`` that its predictions do not bear out."""
     wrong = []
+    values: dict[str, float] = {}
     rows = store.table(RESULTS).to_pylist() if store.manifest(RESULTS) else []
+    if rows and "prediction" not in rows[0]:
+        raise PituneError(f"{store.root}/{RESULTS}: has no column prediction, as older ones; run the study again")
     for row in rows:
-        artifact = f"predictions/{row['slice']}/{row['method']}.parquet"
-        table = store.table(artifact).to_pydict()
-        value = METRICS[row["metric"]](table["label"], table["prediction"])
-        if abs(value - row["value"]) > 1e-9:
-            wrong.append(f"{RESULTS}: {row['slice']} {row['method']} is {row['value']}, {artifact} gives {value}")
+        artifact = row["prediction"]
+        if artifact not in values:
+            table = store.table(artifact).to_pydict()
+            values[artifact] = METRICS[row["metric"]](table["label"], table["prediction"])
+        if abs(values[artifact] - row["value"]) > 1e-9:
+            wrong.append(
+                f"{RESULTS}: {row['slice']} {row['method']} is {row['value']}, {artifact} gives {values[artifact]}"
+            )
     return wrong
-
-
-def _score(store: Store, target: Slice, method: str) -> dict[str, object]:
-    """Return a row of ``results.parquet``; its seconds are what making the expert took."""
-    prediction = store.manifest(f"predictions/{target}/{method}.parquet")
-    if prediction is None:
-        raise PituneError(f"{store.root}/predictions/{target}/{method}.parquet: is missing; run the study again")
-    maker = store.manifest(prediction["expert"]) if prediction["expert"] else None
-    return {
-        "method": method,
-        "task": target.task,
-        "shots": str(target.shots),
-        "seed": target.seed,
-        "slice": str(target),
-        "metric": prediction["metric"],
-        "value": prediction["value"],
-        "examples": prediction["examples"],
-        "seconds": float(maker["seconds"]) if maker else 0.0,
-    }

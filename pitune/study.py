@@ -1,40 +1,34 @@
-"""The study: its stages in order. Each makes what is missing and leaves what is there."""
+"""The study: makes what the plan says is missing, each node as soon as what it needs is there."""
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property
+from typing import Protocol
 
 from pitune.config import StudyConfig
-from pitune.embedding.embed import embed
-from pitune.embedding.graph import as_rows, read_embedding, task_graph
 from pitune.errors import PituneError
-from pitune.interpolation.scoring import ScoringJob, score
-from pitune.interpolation.target import average
-from pitune.plan import GRAPH, RESULTS, Plan, missing
+from pitune.plan import Lane, Plan, materials_of
+from pitune.progress import Stage
 from pitune.report import write_report
-from pitune.results import drop_old_results, write_results, write_slices
-from pitune.runtime.cluster import check_room, connect
-from pitune.runtime.fanout import fan_out
-from pitune.runtime.gangs import GangSettings, run_packs
-from pitune.runtime.queue import Snapshot
-from pitune.runtime.sweep import search
-from pitune.store import Job, fingerprint_of, table_bytes
-from pitune.tasks.task import Slice
-from pitune.training.pack import ExpertJob, make_packs
-from pitune.training.work import ExpertTraining
+from pitune.runtime.cluster import connect
+from pitune.runtime.lanes import Lanes, open_lanes
+from pitune.store import Store
 
-TOGETHER = 6  # experts of one task scored in one pass
+LOOK_SECONDS = 0.1  # between looks at the lanes
+ORDER: tuple[Lane, ...] = ("gang", "search", "task", "driver")
+Opener = Callable[[Plan, set[Lane]], AbstractContextManager[Lanes]]
 
 
 class Progress(Protocol):
     """Who is told how far the study is."""
 
-    def stage(self, name: str, total: int, there: int) -> None:
-        """A stage begins; ``there`` of ``total`` artifacts are there already."""
-
-    def update(self, done: float, total: float, running: Sequence[str]) -> None:
-        """The stage has come so far, and works on these."""
+    def show(self, stages: Sequence[Stage]) -> None:
+        """The stages that have begun, or that are all there, have come so far."""
 
 
 class Study:
@@ -42,153 +36,123 @@ class Study:
 
     Args:
         config: the study.
+        opener: opens the lanes that something is to be made in; by default on Ray.
 
     Raises:
-        PituneError: the study's folder cannot be written.
+        PituneError: the store cannot be opened.
     """
 
-    def __init__(self, config: StudyConfig) -> None:
+    def __init__(self, config: StudyConfig, opener: Opener = open_lanes) -> None:
         self.config = config
-        self.plan = Plan.of(config)
-        self.store, self.materials = self.plan.store, self.plan.materials
+        self.store = Store(config.study)
+        self.materials = materials_of(config, self.store)
+        self._opener = opener
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan, made when it is first asked for, and kept up to date by :meth:`run`.
+
+        Raises:
+            PituneError: see :class:`~pitune.plan.Plan`.
+        """
+        return Plan(self.config, self.materials)
 
     def run(self, progress: Progress, address: str | None = None) -> None:
         """Make everything that is missing, on a local Ray or on the cluster at ``address``.
 
         Raises:
-            PituneError: another process works on the study; or something failed, the rest of its stage being done.
+            PituneError: another process works on the study; or something failed, what does not depend on it is made.
         """
-        self._open()
-        with self.store.lock():
-            self.store.write("study.yaml", self.config.yaml().encode())
-            drop_old_results(self.plan)
-            write_slices(self.plan)
-            if any(item.state != "done" for item in self.plan.items() if item.artifact != RESULTS):
-                with connect(address):
-                    self._stages(progress)
-            write_results(self.plan)
-            write_report(self.store)
+        with ExitStack() as stack:
+            self._check(stack, address)
+            with self.store.lock():
+                self.store.write("study.yaml", self.config.yaml().encode())
+                self.plan.drop_old_results()
+                wanted = self.plan.lanes()
+                if wanted - {"driver"}:
+                    stack.enter_context(connect(address))
+                with self._opener(self.plan, wanted) as lanes:
+                    make_all(self.plan, lanes, progress)
+                    _raise(self.plan)
+                write_report(self.store)
 
-    def _open(self) -> None:
-        """Draw every slice and open the backbone: what is wrong with one is told before anything is written."""
-        self.plan.draw()
-        _ = self.materials.start
+    def _check(self, stack: ExitStack, address: str | None) -> None:
+        """Make the plan, and see that experts fit the backbone: what is wrong is told before anything is written.
 
-    def _stages(self, progress: Progress) -> None:
-        check_room(self.config.runtime.cpus_per_worker, self.config.runtime.gpus_per_worker)
-        self._train(self.plan.experts(), "experts", progress)
-        self._embed(progress)
-        self._make_graph()
-        self._train(self.plan.nearest(), "nearest", progress)
-        self._average(progress)
-        self._interpolate(progress)
-        self._predict(progress)
+        Meanwhile Ray starts, where there is surely something to be made.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            checked = pool.submit(self._look)
+            if not self.store.is_locked() and not self.store.manifest(f"experts/{self.config.targets[-1]}"):
+                stack.enter_context(connect(address))
+            checked.result()
 
-    # --- stages ------------------------------------------------------------------------------------------------
+    def _look(self) -> None:
+        if self.plan.lanes() - {"driver"}:
+            _ = self.materials.start
+            del self.materials.backbone  # the workers open their own, this process has no more use for it
 
-    def _train(self, jobs: Sequence[ExpertJob], stage: str, progress: Progress) -> None:
-        """Train the missing experts, in packs, by gangs."""
-        wanted = self._begin(stage, jobs, progress)
-        if not wanted:
+
+def make_all(plan: Plan, lanes: Lanes, progress: Progress) -> None:
+    """Make every node that is missing, in its lane, until nothing is left that can be made."""
+    there: dict[str, int] = {}  # by stage that has begun, how many nodes were there before
+    under_way = 0
+    while True:
+        counts, ready = plan.stages(), plan.ready()
+        begun = {stage for stage, (total, held) in counts.items() if total == held} | {node.stage for node in ready}
+        there |= {stage: counts[stage][1] for stage in begun - there.keys()}
+        for where in ORDER:
+            chosen = [node for node in ready if node.lane == where]
+            if chosen:
+                lanes[where].add(chosen)
+        under_way += len(ready)
+        progress.show(_stages(plan, lanes, there))
+        if not under_way:
             return
-        packs = make_packs(wanted, self.config.training)
-        runtime = self.config.runtime
-        with self.store.scratch("train") as storage:
-            settings = GangSettings(
-                workers=runtime.workers,
-                cpus_per_worker=runtime.cpus_per_worker,
-                gpus_per_worker=runtime.gpus_per_worker,
-                gangs=runtime.gangs,
-                storage=storage,
-                name=stage,
-            )
-            work = ExpertTraining(self.materials, self.config.training)
-            names = {pack.name: _listed([job.name for job in pack.jobs]) for pack in packs}
-            errors = run_packs(packs, work, settings, lambda snapshot: _tell_packs(progress, snapshot, names))
-            _raise(stage, errors, len(packs), "packs")
-
-    def _embed(self, progress: Progress) -> None:
-        """Compute the missing task embeddings, as Ray tasks."""
-        jobs = {str(job.slice): job for job in self._begin("embeddings", self.plan.embeddings(), progress)}
-        self._fan_out("embeddings", embed, jobs, progress)
-
-    def _make_graph(self) -> None:
-        inputs = self.plan.graph_inputs()
-        if not self.plan.graph_is_current():
-            embeddings = {str(job.slice): read_embedding(self.store, str(job.slice)) for job in self.plan.embeddings()}
-            edges = task_graph(embeddings, self.config.sources, self.config.embedding.similarity)
-            self.store.commit(GRAPH, {"": table_bytes(as_rows(edges))}, fingerprint_of(inputs), inputs=inputs)
-
-    def _average(self, progress: Progress) -> None:
-        """Average each target's neighbours and its own expert."""
-        jobs = {str(job.slice): job for job in self._begin("uniform", self.plan.averages(), progress)}
-        self._fan_out("uniform", average, jobs, progress)
-
-    def _interpolate(self, progress: Progress) -> None:
-        """Search top-k, temperature and the own expert's start for each target, with Ray Tune."""
-        targets = self._begin("interpolations", self.plan.targets(), progress)
-        if not targets:
-            return
-        with self.store.scratch("tune") as storage:
-            errors = search(targets, self.materials, self.config.runtime, storage, progress.update)
-            _raise("interpolations", errors, len(targets), "targets")
-
-    def _predict(self, progress: Progress) -> None:
-        """Score every method on the whole test splits; experts of one task share a pass."""
-        by_task: dict[str, list[ScoringJob]] = {}
-        for one in self._begin("predictions", self.plan.predictions(), progress):
-            by_task.setdefault(one.task, []).append(one)
-        jobs, sizes = {}, {}
-        for task, wanted in sorted(by_task.items(), key=lambda pair: -self._test_size(pair[0])):
-            for start in range(0, len(wanted), TOGETHER):
-                part = wanted[start : start + TOGETHER]
-                name = f"{task} {start + 1}–{start + len(part)}"
-                jobs[name], sizes[name] = part, len(part) * self._test_size(task)
-        self._fan_out("predictions", score, jobs, progress, sizes)
-
-    def _test_size(self, task: str) -> int:
-        """Return how much a task has to score: the long jobs go first."""
-        return len(self.materials.task(task).splits["test"]) * self.plan.length(Slice(task, None, 0))
-
-    def _fan_out(
-        self,
-        stage: str,
-        function: Callable[..., None],
-        jobs: Mapping[str, Any],
-        progress: Progress,
-        sizes: Mapping[str, int] | None = None,
-    ) -> None:
-        """Run a stage's jobs as Ray tasks; ``sizes`` is how much of the stage each of them is."""
-        if not jobs:
-            return
-        sizes = sizes or dict.fromkeys(jobs, 1)
-        of = sum(sizes.values())
-
-        def tell(waiting: Sequence[str]) -> None:
-            progress.update(of - sum(sizes[name] for name in waiting), of, waiting)
-
-        errors = fan_out(function, self.materials, jobs, self.config.runtime, tell)
-        _raise(stage, errors, len(jobs), "jobs")
-
-    def _begin(self, stage: str, jobs: Sequence[Job], progress: Progress) -> list:  # type: ignore[type-arg]
-        wanted = missing(self.store, jobs)
-        progress.stage(stage, len(jobs), len(jobs) - len(wanted))
-        return wanted
+        _tell_lanes(plan, lanes)
+        ended = [pair for lane in lanes.values() for pair in lane.finished()]
+        for node, error in ended:
+            if error is None:
+                plan.done(node)
+            else:
+                plan.failed(node, error)
+        under_way -= len(ended)
+        if not ended:
+            time.sleep(LOOK_SECONDS)
 
 
-def _tell_packs(progress: Progress, snapshot: Snapshot, names: Mapping[str, str]) -> None:
-    """Turn the queue's snapshot into packs done, counting the steps of those that are running."""
-    in_part = sum(run.step / max(run.steps, 1) for run in snapshot.running)
-    progress.update(snapshot.done + in_part, snapshot.total, [names[run.pack] for run in snapshot.running])
+def _tell_lanes(plan: Plan, lanes: Lanes) -> None:
+    """Tell lanes that nothing more will come: for ever, or as long as no other is busy."""
+    if "task" in lanes and not any(lanes[where].unfinished() for where in ("gang", "search") if where in lanes):
+        lanes["task"].flush()
+    if "gang" in lanes and not plan.waits("gang"):
+        lanes["gang"].close()
 
 
-def _listed(names: Sequence[str]) -> str:
-    return names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "")
+def _stages(plan: Plan, lanes: Lanes, there: Mapping[str, int]) -> list[Stage]:
+    """Return how far each stage is that has begun."""
+    running: dict[str, dict[str, float]] = defaultdict(dict)
+    for lane in lanes.values():
+        for name, share in lane.running().items():
+            running[plan.nodes[name].stage][shown_name(name)] = share
+    found = []
+    for stage, (total, done) in plan.stages().items():
+        if stage in there:
+            part = min(sum(running[stage].values()), total - done)
+            found.append(Stage(stage, total, there[stage], done + part, list(running[stage])))
+    return found
 
 
-def _raise(stage: str, errors: dict[str, str], of: int, what: str) -> None:
-    """Raise where a stage had errors; what it could do is committed."""
-    if errors:
-        name, reason = next(iter(errors.items()))
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise PituneError(f"{stage}: {len(errors)} of {of} {what} failed, the others are done: {name}: {reason}{more}")
+def shown_name(name: str) -> str:
+    """Return a node's name as people see it beside its stage: ``movie@16#0`` for ``experts/movie@16#0``."""
+    return name.partition("/")[2].removesuffix(".parquet") or name
+
+
+def _raise(plan: Plan) -> None:
+    """Raise where something failed; what does not depend on it is committed."""
+    if plan.errors:
+        name, reason = next(iter(plan.errors.items()))
+        stage, shown = plan.nodes[name].stage, shown_name(name)
+        said = reason if reason.startswith(shown) else f"{shown}: {reason}"
+        more = f" (and {len(plan.errors) - 1} more)" if len(plan.errors) > 1 else ""
+        raise PituneError(f"{stage}: failed, what does not depend on it is done: {said}{more}")

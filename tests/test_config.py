@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from pitune.cli import main as cli_main
 from pitune.config import FewShotTargets, StudyConfig, load_config
 from pitune.errors import PituneError
+from pitune.settings import OneOf, Settings, wrong
 from pitune.tasks.task import Slice
+from pitune.training.recipe import Recipe
 
 GOOD: dict[str, Any] = {
     "study": "studies/test",
@@ -51,7 +54,9 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
 
 def test_the_resolved_configuration_says_the_same(tmp_path: Path) -> None:
     values = with_value("training.shots", {4: {"steps": 7}}) | {"expert": {"kind": "adapter", "width": 5}}
-    config = load_config(written(tmp_path, values))
+    values |= {"study": "2020-01-01", "backbone": {"uri": "here"}}
+    text = yaml.safe_dump(values).replace("here", "'1e5'")  # not the number
+    config = load_config(written(tmp_path, text))
     resolved = config.yaml()
     assert load_config(written(tmp_path, resolved)) == config
     assert all(name in resolved for name in ("reduction_factor", "experts_rate", "activation: gelu", "zero_stage"))
@@ -97,7 +102,9 @@ WRONG = [
     ("expert", {"kind": "lora", "rnk": 4}, "expert.rnk: is no setting; there are kind, layers, seed, rank"),
     ("expert", {"kind": "adapter", "rank": 4}, "expert.rank: is no setting; there are kind, layers, seed, width"),
     ("tasks", {"adapter": {**TABLE, "txt": "a"}}, "tasks.adapter.txt: is no setting; there are train, validation"),
-    ("targets", {"tasks": ["nyt"], "shots": [4], "seed": [0]}, "targets.seeds: is missing (and 1 more)"),
+    ("targets", {"tasks": ["nyt"], "shots": [4], "seed": [0]}, "targets.seed: is no setting; there are tasks, shots"),
+    ("targets", {"tasks": ["nyt"], "shots": [4]}, "targets.seeds: is missing"),
+    ("backbone", {"uri": "a", "urk": 1, "url": 2}, "backbone.urk: is no setting; there are uri, pooling, max_tokens"),
     # wrong types and values
     ("training.few.steps", "many", "training.few.steps: found many; input should be a valid integer"),
     ("training.few.steps", 0, "training.few.steps: found 0; input should be greater than or equal to 1"),
@@ -114,6 +121,9 @@ WRONG = [
     ("targets", [], "targets: found []; "),
     # names
     ("tasks", ["movie", "amazon", "nyt", "muvie"], "tasks: found 'muvie'; the catalogue has movie, amazon, nyt"),
+    ("tasks", ["movie", ["amazon"]], "tasks: found ['amazon'] in a list; a list has names of the catalogue"),
+    ("tasks", [{"movie": None}], "tasks: found {'movie': None} in a list; a list has names of the catalogue"),
+    ("training.few.steps", "9" * 20, "training.few.steps: found 99999999999999999999; a whole number has at most 15"),
     ("tasks", {"Movie": TABLE}, "tasks: found 'Movie'; a name has lower-case letters"),
     ("tasks", ["movie", "amazon", "nyt", "nyt"], "tasks: nyt is there twice; name each task once"),
     ("expert", {"kind": "lorra"}, "expert.kind: found lorra; it is one of lora, adapter"),
@@ -162,7 +172,7 @@ def test_what_is_wrong_is_one_line(place: str, value: Any, says: str, tmp_path: 
     [
         ("", "study: is missing (and 4 more)"),
         ("- a\n- b\n", "holds a list"),
-        ("just words", "study: is missing (and 5 more)"),
+        ("just words", "holds just words; a study has settings by name"),
         ("a: [1", "cannot be read as YAML"),
         ("study: a\nstudy: b\n", "cannot be read as YAML"),
         ("study: ${nothing}", "cannot be put together"),
@@ -230,3 +240,48 @@ def test_the_command_line_says_it_and_exits_with_2(
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=lambda path: path.name)
 def test_the_configurations_that_come_along_are_right(path: Path) -> None:
     assert load_config(path).targets
+
+
+class Round(Settings):
+    kind: Literal["round"] = "round"
+    radius: int = 1
+
+
+class Square(Settings):
+    kind: Literal["square", "box"] = "square"
+    side: int = 2
+
+
+class OfOne(Settings):
+    shape: Annotated[Settings, OneOf((Round,), default="round")] = Round()
+
+
+class OfTwo(Settings):
+    shape: Annotated[Settings, OneOf((Round, Square))]
+
+
+def test_a_registry_names_its_members() -> None:
+    assert OfOne.model_validate({"shape": {"radius": 3}}) == OfOne(shape=Round(radius=3))  # the kind goes unsaid
+    assert OfOne() == OfOne.model_validate({"shape": {}}) == OfOne.model_validate({"shape": {"kind": "round"}})
+    two = OfTwo.model_validate({"shape": {"kind": "box"}})
+    assert two.model_dump(mode="json") == {"shape": {"kind": "box", "side": 2}}  # every field, of the member
+    assert OfTwo.model_validate(two.model_dump()) == two == OfTwo.model_validate_json(two.model_dump_json())
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "says"),
+    [
+        (OfOne, {"kind": "square"}, "shape.kind: found square; it is one of round"),
+        (OfOne, {"side": 1}, "shape.side: is no setting; there are kind, radius"),
+        (OfOne, None, "shape: found null; give its settings by name, kind being one of round"),
+        (OfTwo, {"side": 1}, "shape.kind: is missing; name one of round, square, box"),
+        (OfTwo, {"kind": ["box"]}, "shape.kind: found ['box']; it is one of round, square, box"),
+        (OfTwo, {"kind": "box", "side": "x"}, "shape.side: found x; input should be a valid integer"),
+        (OfTwo, "box", "shape: found box; give its settings by name, kind being one of round, square, box"),
+        (OfTwo, Recipe(), "shape.kind: is missing; name one of round, square, box"),
+    ],
+)
+def test_what_is_no_member_is_one_line(model: type[Settings], shape: Any, says: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate({"shape": shape})
+    assert wrong(caught.value).startswith(says)

@@ -1,4 +1,4 @@
-"""A whole study on a real, local Ray: from tables to the report."""
+"""A whole study on a real, local Ray: from tables to the report. What the loop does is in ``test_loop.py``."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tinystudy import LABELS, make_study
+import torch
+from peft import PeftModel
+from tinymodel import plain_embedding
+from tinystudy import LABELS, TEXTS, make_study
+from transformers import AutoModel, AutoTokenizer
 
 from pitune.config import load_config
 from pitune.errors import PituneError
-from pitune.interpolation.scoring import answers
-from pitune.plan import METHODS
-from pitune.results import drop_old_results, write_results, wrong_scores
+from pitune.methods import METHODS
+from pitune.plan import Plan
+from pitune.progress import Stage
+from pitune.results import wrong_scores
 from pitune.study import Study
-from pitune.tasks.metrics import METRICS
 
 pytestmark = pytest.mark.slow
 
@@ -24,13 +28,11 @@ class Told:
 
     def __init__(self) -> None:
         self.stages: dict[str, tuple[int, int]] = {}
-        self.shares: list[float] = []
 
-    def stage(self, name: str, total: int, there: int) -> None:
-        self.stages[name] = (total, there)
-
-    def update(self, done: float, total: float, running: Sequence[str]) -> None:
-        self.shares.append(done / total)
+    def show(self, stages: Sequence[Stage]) -> None:
+        for stage in stages:
+            self.stages.setdefault(stage.name, (stage.total, stage.there))
+            assert stage.there <= stage.done <= stage.total
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +52,27 @@ def study(config: Path, ray_session: None) -> Study:
     told = Told()
     made.run(told)
     assert told.stages == {
+        "slices": (5, 0),
         "experts": (5, 0),
         "embeddings": (5, 0),
+        "graph": (1, 0),
         "nearest": (2, 0),
         "uniform": (2, 0),
         "interpolations": (2, 0),
         "predictions": (12, 0),
+        "results": (1, 0),
     }
-    assert all(0 <= share <= 1 for share in told.shares)
     return made
 
 
-def test_every_artifact_of_the_layout_is_there_and_whole(study: Study) -> None:
+def scored(study: Study) -> dict[tuple[str, str], str]:
+    """Return which artifact's predictions each target and method has."""
+    return {
+        (row["slice"], row["method"]): row["prediction"] for row in study.store.table("results.parquet").to_pylist()
+    }
+
+
+def test_every_artifact_of_the_layout_is_there_and_whole(study: Study, config: Path) -> None:
     for target in study.config.targets:
         for artifact in (
             f"slices/{target}.parquet",
@@ -71,32 +82,54 @@ def test_every_artifact_of_the_layout_is_there_and_whole(study: Study) -> None:
             f"embeddings/{target}.parquet",
             f"interpolations/{target}",
             f"sweeps/{target}.parquet",
-            *(f"predictions/{target}/{method}.parquet" for method in METHODS),
+            *(scored(study)[target, method] for method in METHODS),
         ):
             assert study.store.manifest(artifact), artifact
     assert study.store.manifest("report.html")
     assert not list(study.store.problems())
     assert not wrong_scores(study.store)
-    assert all(item.state == "done" for item in study.plan.items())
+    assert not study.plan.lanes() and not Plan.of(load_config(config)).lanes()
+    assert (
+        not list(Path(study.store.root).glob("sweeps/trials/*")) and not Path(study.store.root, ".ray/train").exists()
+    )
+
+
+def test_targets_share_what_is_the_same_for_all_of_them(study: Study) -> None:
+    found = scored(study)
+    assert found["alpha@2#0", "zero_shot"] == "predictions/alpha/zero_shot.parquet"
+    assert found["beta@2#1", "full"] == "predictions/beta@full#0/full.parquet"
+    assert found["beta@2#1", "pi"] == "predictions/beta@2#1/pi.parquet"
 
 
 def test_every_value_is_what_the_committed_expert_scores(study: Study) -> None:
+    """Against transformers and PEFT alone: PEFT reads the committed files, texts are embedded one by one."""
+    folder, root = Path(study.config.backbone.uri), Path(study.store.root)
+    tokenizer, alone = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    experts = {
+        "zero_shot": None,
+        "single": "experts/{slice}",
+        "uniform": "baselines/{slice}/uniform",
+        "nearest": "baselines/{slice}/nearest",
+        "pi": "interpolations/{slice}",
+        "full": "experts/{task}@full#0",
+    }
     for row in study.store.table("results.parquet").to_pylist():
+        place = experts[row["method"]]
+        model = AutoModel.from_pretrained(folder).eval()
+        if place:
+            model = PeftModel.from_pretrained(model, str(root / place.format(**row))).eval()
+
+        @torch.no_grad()
+        def embedded(text: str, model: torch.nn.Module) -> torch.Tensor:
+            return plain_embedding(model, tokenizer(text, truncation=True, max_length=16)["input_ids"])
+
         task = study.materials.task(row["task"])
-        rows = study.materials.rows_of(row["task"], task.splits["test"], again=False)
-        artifact = {
-            "zero_shot": None,
-            "single": f"experts/{row['slice']}",
-            "uniform": f"baselines/{row['slice']}/uniform",
-            "nearest": f"baselines/{row['slice']}/nearest",
-            "pi": f"interpolations/{row['slice']}",
-            "full": f"experts/{row['task']}@full#0",
-        }[row["method"]]
-        experts = [study.materials.expert(artifact)] if artifact else []
-        made = study.materials
-        choices = answers(made.backbone, made.kind, made.objective, experts, rows)[0][0]
-        expected = METRICS[task.metric]([example.label for example in task.splits["test"]], choices)
-        assert row["value"] == pytest.approx(expected), row
+        labels = task.labels
+        candidates = torch.stack([embedded(TEXTS[label], alone) for label in labels])
+        chosen = [labels[int((candidates @ embedded(one.text, model)).argmax())] for one in task.splits["test"]]
+        right = sum(labels[one.label] == said for one, said in zip(task.splits["test"], chosen, strict=True))
+        assert row["value"] == pytest.approx(right / len(chosen)), row
+        assert study.store.table(row["prediction"])["prediction"].to_pylist() == chosen, row
 
 
 def test_neighbours_are_of_other_tasks_and_weights_sum_to_one(study: Study) -> None:
@@ -128,37 +161,14 @@ def test_running_again_makes_nothing(study: Study, config: Path) -> None:
 
 def test_what_is_deleted_is_made_again(study: Study, config: Path) -> None:
     before = set(study.store.artifacts())
+    kept = study.store.table("results.parquet").drop_columns("seconds")
     target = study.config.targets[0]
     for artifact in (f"embeddings/{target}.parquet", f"baselines/{target}/uniform", f"interpolations/{target}"):
         study.store.discard(artifact)
     Study(load_config(config)).run(Told())
     assert set(study.store.artifacts()) == before
-    assert not list(study.store.problems()) and not wrong_scores(study.store)
-
-
-def test_old_results_do_not_outlive_what_they_came_from(study: Study, config: Path) -> None:
-    changed = Study(load_config(config, ["interpolation.granularity=global"]))
-    kept = study.store.table("results.parquet").drop_columns("seconds")
-    drop_old_results(study.plan)
-    assert study.store.manifest("results.parquet") is not None
-    drop_old_results(changed.plan)
-    assert study.store.manifest("results.parquet") is None
-    write_results(study.plan)
     assert study.store.table("results.parquet").drop_columns("seconds").equals(kept)
-
-
-def test_a_changed_setting_makes_only_what_depends_on_it(study: Study, config: Path) -> None:
-    changed = Study(load_config(config, ["interpolation.granularity=global"]))
-    states = {item.artifact: (item.state, item.why) for item in changed.plan.items() if item.state != "done"}
-    targets = study.config.targets
-    assert {artifact for artifact, (_, why) in states.items() if "interpolation" in why} == {
-        *(f"interpolations/{target}" for target in targets),
-        *(f"sweeps/{target}.parquet" for target in targets),
-    }
-    assert set(states) - {artifact for artifact, (_, why) in states.items() if "interpolation" in why} == {
-        *(f"predictions/{target}/pi.parquet" for target in targets),
-        "results.parquet",
-    }
+    assert not list(study.store.problems()) and not wrong_scores(study.store)
 
 
 def test_a_second_process_is_told_so(study: Study, config: Path) -> None:
@@ -176,6 +186,7 @@ def test_an_expert_that_is_not_a_number_stops_alone(tmp_path: Path, ray_session:
     assert "\n" not in str(caught.value)
     assert all(study.store.manifest(f"experts/{name}@full#0") for name in LABELS)
     assert study.store.manifest("experts/alpha@2#0") is None
+    assert study.store.manifest("predictions/alpha@full#0/full.parquet") is not None
 
 
 def test_the_order_of_shots_is_fixed_by_the_seed(study: Study) -> None:

@@ -13,7 +13,8 @@ from tinymodel import WORDS, save_encoder
 
 from pitune.config import StudyConfig
 from pitune.materials import Materials
-from pitune.plan import Plan
+from pitune.plan import materials_of
+from pitune.store import Store
 
 LABELS = {"alpha": ("good", "bad"), "beta": ("good", "bad", "odd"), "gamma": ("yes", "no")}
 TEXTS = {"good": "w50", "bad": "w51", "odd": "w52", "yes": "w53", "no": "w54"}
@@ -47,7 +48,7 @@ def make_materials(folder: Path, encoder: Path, steps: int) -> Materials:
         "sweep": {"top_k": [1], "validate_every": 2},
         "training": {"few": {"steps": steps, "batch_size": 4, "learning_rate": 0.02}},
     }
-    made = Plan.of(StudyConfig.model_validate(values)).materials
+    made = materials_of(StudyConfig.model_validate(values), Store(folder))
     made._tasks = {name: tinymodel.make_task(name, 2, 40) for name in ("a", "b")}
     return made
 

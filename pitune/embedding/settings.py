@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from pitune.embedding.similarity import SIMILARITIES
 from pitune.settings import Settings
 
 Labels = Literal["empirical", "true"]
 """``empirical``: the data's labels; ``true``: one label per example drawn from the model's own distribution."""
-Similarity = Literal["cosine_per_tensor", "cosine", "task2vec"]
-"""``cosine_per_tensor``: cosine of each parameter tensor, averaged (pi-Tuning, arXiv 2304.14381, section 3.2);
-``cosine``: of the whole vector; ``task2vec``: cosine of the embeddings, normalised by their sum
-(arXiv 1902.03545, eq. 5)."""
+
+
+def _known(similarity: str) -> str:
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"found {similarity}; it is one of {', '.join(SIMILARITIES)}")
+    return similarity
+
+
+Similarity = Annotated[str, AfterValidator(_known)]
+"""A name in :data:`pitune.embedding.similarity.SIMILARITIES`."""
 
 
 class EmbeddingSettings(Settings):

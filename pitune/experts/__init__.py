@@ -14,6 +14,5 @@ KINDS: tuple[type[ExpertKind], ...] = (
     BitFit,
 )
 """Every expert kind; a new one is added here, and nowhere else. The first is the default."""
-AnyKind = Lora | Adapter | Prefix | BitFit
 
-__all__ = ["KINDS", "Adapter", "AnyKind", "Bank", "BitFit", "Expert", "ExpertKind", "Lora", "Prefix"]
+__all__ = ["KINDS", "Adapter", "Bank", "BitFit", "Expert", "ExpertKind", "Lora", "Prefix"]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from pitune.plan.builder import Builder
+    from pitune.plan.node import Node
+    from pitune.tasks.task import Slice
 
 Sees = Literal["nothing", "shots", "all"]
 """What a method may see of a target's task: nothing, the target's shots, all the training data."""
 
 
-class Method:
+class Method(ABC):
     """A way to get an expert for a target.
 
     A method is one file here and one line in :data:`pitune.methods.METHODS`; tables, report and documentation take
@@ -25,3 +31,11 @@ class Method:
     title: ClassVar[str]
     note: ClassVar[str]
     sees: ClassVar[Sees]
+
+    @abstractmethod
+    def build(self, plan: Builder, target: Slice) -> Node | None:
+        """Return the node that makes the expert which is scored, or None: the backbone alone is.
+
+        Nodes that it needs are built by asking for them; what two methods ask for is built once. A method that asks for
+        a target's neighbours before the graph is there is left (by an exception) and called again when it is.
+        """

@@ -1,6 +1,15 @@
 """An expert of all the data: the ceiling."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from pitune.methods.base import Method
+
+if TYPE_CHECKING:
+    from pitune.plan.builder import Builder
+    from pitune.plan.node import Node
+    from pitune.tasks.task import Slice
 
 
 class Full(Method):
@@ -10,3 +19,7 @@ class Full(Method):
     title = "full data"
     note = "an expert trained on all the task's training data: the ceiling"
     sees = "all"
+
+    def build(self, plan: Builder, target: Slice) -> Node | None:
+        """Build the expert of the full slice of the target's task."""
+        return plan.expert(plan.ceiling(target))

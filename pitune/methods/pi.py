@@ -1,6 +1,17 @@
 """Interpolation with learned weights (pi-Tuning, arXiv 2304.14381)."""
 
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pitune.interpolation.jobs import TuningJob
 from pitune.methods.base import Method
+
+if TYPE_CHECKING:
+    from pitune.plan.builder import Builder
+    from pitune.plan.node import Node
+    from pitune.tasks.task import Slice
 
 
 class Pi(Method):
@@ -10,3 +21,21 @@ class Pi(Method):
     title = "pi"
     note = "the neighbours' experts and the own one, mixed with learned weights and tuned on the shots (pi-Tuning)"
     sees = "shots"
+
+    def build(self, plan: Builder, target: Slice) -> Node | None:
+        """Build the search for the best interpolation of the nearest sources' experts and the target's own."""
+        own, recipe = plan.expert(target), plan.recipe(target)
+        settings, sweep = plan.config.interpolation, plan.config.sweep
+        near = plan.neighbours(target, max(sweep.top_k))
+        inputs = {
+            "makes": "interpolation",
+            **plan.mixed(target, near),
+            "recipe": plan.dump(recipe),
+            "interpolation": plan.dump(settings),
+            "sweep": plan.dump(sweep),
+        }
+        artifacts = (f"interpolations/{target}", f"sweeps/{target}.parquet")
+        job = TuningJob(artifacts, inputs, target, near, own.name, recipe, settings, sweep)
+        trials = math.prod(len(set(tried)) for tried in (sweep.top_k, sweep.temperature, sweep.own))
+        needs = (own.name, *(one.expert for one in near))
+        return plan.add(job, "interpolations", "search", needs, trials * recipe.steps * recipe.batch_size)

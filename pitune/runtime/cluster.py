@@ -97,21 +97,6 @@ def connect(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         yield
 
 
-def check_room(cpus: float, gpus: float) -> None:
-    """Check that some machine of the connected Ray is large enough for a worker; Ray itself would wait for one.
-
-    Raises:
-        PituneError: none is.
-    """
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    if not any(machine.get("CPU", 0) >= cpus and machine.get("GPU", 0) >= gpus for machine in machines):
-        largest = max((machine.get("CPU", 0), machine.get("GPU", 0)) for machine in machines)
-        raise PituneError(
-            f"runtime: a worker takes {cpus:g} CPUs and {gpus:g} GPUs, the largest machine has {largest[0]:g} and "
-            f"{largest[1]:g}; lower runtime.cpus_per_worker or runtime.gpus_per_worker"
-        )
-
-
 def _join(stack: contextlib.ExitStack, address: str) -> None:
     """Connect to a cluster, and disconnect when ``stack`` ends."""
     _authenticate()

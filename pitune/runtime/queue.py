@@ -1,12 +1,14 @@
 """The queue of packs: who works on what, how far, and what came of it.
 
-:class:`Queue` is plain Python. Gangs reach it through one Ray actor, which dies with the driver: what is finished is in
-the store, and the next run's queue is made from what is missing there.
+:class:`Queue` is plain Python. Gangs reach it through one Ray actor beside the driver. What is finished is in the
+store; what is under way the driver knows too. So an actor that was lost starts again empty, is filled anew by the
+driver, and the gangs find the packs that they hold in it by their names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -15,7 +17,7 @@ import ray
 Wait = Literal["wait"]
 WAIT: Wait = "wait"
 TRIES = 3
-"""How often a pack is begun, and a gang in a row, before its deaths count as a failure."""
+"""How often a pack is begun, and a gang started, without getting any further, before its deaths are a failure."""
 
 
 class Named(Protocol):
@@ -45,25 +47,29 @@ class Snapshot:
     """The queue at one moment.
 
     Attributes:
+        life: tells one life of the actor from the next, which has forgotten everything.
         total: packs in all.
         waiting: packs that nobody has begun, or whose gang died.
-        done: packs finished.
+        done: the errors of the members of each pack that is finished, by their names.
         failed: each failed pack's error, in one line.
         running: what the gangs work on.
         errors: each gang's error that came from no pack (the backbone does not load).
+        controllers: the handle of the actor that runs each gang.
     """
 
+    life: str
     total: int
     waiting: int
-    done: int
+    done: dict[str, dict[str, str]]
     failed: dict[str, str]
     running: tuple[Running, ...]
     errors: dict[str, str]
+    controllers: dict[str, Any]
 
 
 @dataclass
 class _Entry(Generic[P]):
-    """One pack and its state."""
+    """One pack and its state; ``furthest`` is the step that it has ever reached."""
 
     pack: P
     state: Literal["waiting", "leased", "done", "failed"] = "waiting"
@@ -71,12 +77,14 @@ class _Entry(Generic[P]):
     tries: int = 0
     step: int = 0
     steps: int = 0
+    furthest: int = 0
     error: str = ""
+    errors: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
-class _Gang:
-    """What is known of a gang: starts since it last finished a pack, why it must not start again, its last error."""
+class _Crew:
+    """What is known of a gang: its starts since it got any further, why it must not start again, its last error."""
 
     starts: int = 0
     error: str = ""
@@ -86,91 +94,43 @@ class _Gang:
 
 @dataclass
 class Queue(Generic[P]):
-    """Packs and their states: waiting, leased, done, failed.
+    """Packs and their states: waiting, leased, done, failed. Gangs wait for more until it is closed.
 
     Args:
-        packs: in the order in which they are given out.
-        tries: how often a pack is begun before its gangs' deaths make it a failure.
+        tries: how often a pack is begun without getting further before its gangs' deaths make it a failure.
     """
 
-    packs: Sequence[P]
     tries: int = TRIES
-    _entries: dict[str, _Entry[P]] = field(init=False)
-    _gangs: dict[str, _Gang] = field(init=False, default_factory=dict)
+    _life: str = field(init=False, default_factory=lambda: uuid.uuid4().hex)
+    _closed: bool = field(init=False, default=False)
+    _entries: dict[str, _Entry[P]] = field(init=False, default_factory=dict)
+    _crews: dict[str, _Crew] = field(init=False, default_factory=dict)
+    _early: dict[str, dict[str, str] | str] = field(init=False, default_factory=dict)  # ends of packs not yet added
 
-    def __post_init__(self) -> None:
-        self._entries = {pack.name: _Entry(pack) for pack in self.packs}
-        if len(self._entries) != len(self.packs):
-            raise ValueError("two packs have the same name")
+    # --- for the driver ----------------------------------------------------------------------------------------
 
-    def enter(self, gang: str) -> bool:
-        """Say whether ``gang`` may start (again): not after :meth:`reject`, nor after ``tries`` deaths in a row."""
-        known = self._gangs.setdefault(gang, _Gang())
-        known.starts += 1
-        if known.starts > self.tries and not known.error:
-            known.error = f"its workers died {self.tries} times in a row{_because(known.last)}"
-            self.lost(gang)
-        return not known.error
+    def add(self, packs: Sequence[P], held: Mapping[str, str] | None = None) -> None:
+        """Take more packs, behind those that are there; one that is there already changes nothing.
 
-    def reject(self, gang: str, error: str) -> None:
-        """Note that ``gang`` cannot work at all; it must not start again."""
-        self._gangs.setdefault(gang, _Gang()).error = error
-        self.lost(gang)
-
-    def stumbled(self, gang: str, error: str) -> None:
-        """Note the error that a worker of ``gang`` dies of, to say it should the gang not recover."""
-        self._gangs.setdefault(gang, _Gang()).last = error
-
-    def register(self, gang: str, controller: Any) -> None:
-        """Keep the handle of the actor that runs ``gang``, for the driver to stop it by."""
-        self._gangs.setdefault(gang, _Gang()).controller = controller
-
-    def controllers(self) -> dict[str, Any]:
-        """Return the gangs' registered handles."""
-        return {name: gang.controller for name, gang in self._gangs.items() if gang.controller is not None}
-
-    def claim(self, gang: str) -> P | Wait | None:
-        """Lease a pack to ``gang``: the one it holds already (it was restarted), or the next that waits.
-
-        Returns:
-            The pack; ``"wait"`` while others work on what is left, which may come back; None when nothing is left.
+        Args:
+            packs: in the order in which they are given out.
+            held: the gang that works on a pack already, by the pack's name, as the driver last heard.
         """
-        held = self._held(gang)
-        if held is not None:
-            self._release(held)
-        for entry in ([held] if held is not None else []) + list(self._entries.values()):
-            if entry.state == "waiting":
-                entry.state, entry.gang, entry.tries = "leased", gang, entry.tries + 1
-                entry.step = entry.steps = 0
-                return entry.pack
-        return WAIT if any(entry.state == "leased" for entry in self._entries.values()) else None
+        for pack in packs:
+            if pack.name in self._entries:
+                continue
+            entry = self._entries[pack.name] = _Entry(pack)
+            if held and pack.name in held:
+                entry.state, entry.gang, entry.tries = "leased", held[pack.name], 1
+            match self._early.pop(pack.name, None):
+                case str(error):
+                    self.failed(pack.name, error)
+                case dict(errors):
+                    self.done(pack.name, errors)
 
-    def progress(self, gang: str, step: int, steps: int) -> None:
-        """Note how far ``gang`` is with its pack."""
-        held = self._held(gang)
-        if held is not None:
-            held.step, held.steps = step, steps
-
-    def done(self, pack: str) -> None:
-        """Note that ``pack`` is finished and its results are committed."""
-        entry = self._entries[pack]
-        if entry.gang is not None:
-            self._gangs.setdefault(entry.gang, _Gang()).starts = 1
-        entry.state, entry.gang = "done", None
-
-    def failed(self, pack: str, error: str) -> None:
-        """Note that ``pack`` raised an error; it is not tried again. The first error stays."""
-        entry = self._entries[pack]
-        if entry.state in ("waiting", "leased"):
-            if entry.gang is not None:
-                self._gangs.setdefault(entry.gang, _Gang()).starts = 0
-            entry.state, entry.gang, entry.error = "failed", None, error
-
-    def lost(self, gang: str) -> None:
-        """Note that ``gang`` is gone for good: its pack waits again, or has failed if it was tried often enough."""
-        held = self._held(gang)
-        if held is not None:
-            self._release(held)
+    def close(self) -> None:
+        """Say that no more packs come: gangs end when none is left."""
+        self._closed = True
 
     def abandon(self, error: str) -> None:
         """Fail every pack that is not finished: there is no gang left to work on it."""
@@ -181,24 +141,115 @@ class Queue(Generic[P]):
         """Return the present state."""
         entries = self._entries.values()
         return Snapshot(
+            life=self._life,
             total=len(self._entries),
             waiting=sum(entry.state == "waiting" for entry in entries),
-            done=sum(entry.state == "done" for entry in entries),
+            done={entry.pack.name: entry.errors for entry in entries if entry.state == "done"},
             failed={entry.pack.name: entry.error for entry in entries if entry.state == "failed"},
             running=tuple(
                 Running(entry.pack.name, entry.gang or "", entry.step, entry.steps)
                 for entry in entries
                 if entry.state == "leased"
             ),
-            errors={name: gang.error for name, gang in self._gangs.items() if gang.error},
+            errors={name: crew.error for name, crew in self._crews.items() if crew.error},
+            controllers={name: crew.controller for name, crew in self._crews.items() if crew.controller is not None},
         )
+
+    # --- for the gangs -----------------------------------------------------------------------------------------
+
+    def register(self, gang: str, controller: Any) -> None:
+        """Keep the handle of the actor that runs ``gang``, for the driver to stop it by."""
+        self._crew(gang).controller = controller
+
+    def enter(self, gang: str) -> bool:
+        """Say whether ``gang`` may start (again): not after :meth:`reject`, nor after ``tries`` deaths in a row."""
+        crew = self._crew(gang)
+        crew.starts += 1
+        if crew.starts > self.tries and not crew.error:
+            crew.error = f"its workers died {self.tries} times in a row{_because(crew.last)}"
+            self.lost(gang)
+        return not crew.error
+
+    def reject(self, gang: str, error: str) -> None:
+        """Note that ``gang`` cannot work at all; it must not start again."""
+        self._crew(gang).error = error
+        self.lost(gang)
+
+    def stumbled(self, gang: str, error: str) -> None:
+        """Note the error that a worker of ``gang`` dies of, to say it should the gang not recover.
+
+        The first one since it last got further stays: what the others die of then is that worker's death.
+        """
+        crew = self._crew(gang)
+        crew.last = crew.last or error
+
+    def claim(self, gang: str) -> P | Wait | None:
+        """Lease a pack to ``gang``: the one it holds already (it was restarted), or the next that waits.
+
+        Returns:
+            The pack; ``"wait"`` while more may come, or others work on what is left, which may come back; None when
+            the queue is closed and nothing is left.
+        """
+        held = self._held(gang)
+        if held is not None:
+            self._release(held)
+        for entry in ([held] if held is not None else []) + list(self._entries.values()):
+            if entry.state == "waiting":
+                entry.state, entry.gang, entry.tries = "leased", gang, entry.tries + 1
+                entry.step = entry.steps = 0
+                return entry.pack
+        over = self._closed and all(entry.state != "leased" for entry in self._entries.values())
+        return None if over else WAIT
+
+    def progress(self, gang: str, pack: str, step: int, steps: int) -> None:
+        """Note how far ``gang`` is with its pack; one that gets further than ever is not at fault for deaths before."""
+        entry = self._entries.get(pack)
+        if entry is None or entry.gang != gang:
+            return
+        entry.step, entry.steps = step, steps
+        if step > entry.furthest:
+            entry.furthest, entry.tries = step, 1
+            self._got_further(gang, starts=1)
+
+    def done(self, pack: str, errors: Mapping[str, str] | None = None) -> None:
+        """Note that ``pack`` is finished and committed, but for the members that have ``errors``, by their names."""
+        entry = self._entries.get(pack)
+        if entry is None:
+            self._early[pack] = dict(errors or {})
+            return
+        if entry.gang is not None:
+            self._got_further(entry.gang, starts=1)
+        entry.state, entry.gang, entry.errors = "done", None, dict(errors or {})
+
+    def failed(self, pack: str, error: str) -> None:
+        """Note that ``pack`` raised an error; it is not tried again. The first error stays."""
+        entry = self._entries.get(pack)
+        if entry is None:
+            self._early.setdefault(pack, error)
+        elif entry.state in ("waiting", "leased"):
+            if entry.gang is not None:
+                self._got_further(entry.gang, starts=0)  # several workers start again after it
+            entry.state, entry.gang, entry.error = "failed", None, error
+
+    def lost(self, gang: str) -> None:
+        """Note that ``gang`` is gone for good: its pack waits again, or has failed if it was tried often enough."""
+        held = self._held(gang)
+        if held is not None:
+            self._release(held)
+
+    def _crew(self, gang: str) -> _Crew:
+        return self._crews.setdefault(gang, _Crew())
+
+    def _got_further(self, gang: str, starts: int) -> None:
+        crew = self._crew(gang)
+        crew.starts, crew.last = starts, ""
 
     def _held(self, gang: str) -> _Entry[P] | None:
         return next((entry for entry in self._entries.values() if entry.gang == gang), None)
 
     def _release(self, entry: _Entry[P]) -> None:
         """Take a leased pack back from a gang that died on it."""
-        last = self._gangs[entry.gang].last if entry.gang in self._gangs else ""
+        last = self._crew(entry.gang).last if entry.gang else ""
         entry.state, entry.gang = "waiting", None
         if entry.tries >= self.tries:
             entry.state = "failed"
@@ -209,5 +260,5 @@ def _because(error: str) -> str:
     return f" (last: {error})" if error else ""
 
 
-PackQueue = ray.remote(num_cpus=0)(Queue)
-"""The queue as a Ray actor."""
+PackQueue: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Queue)
+"""The queue as a Ray actor; a call to it waits where it has to start again."""

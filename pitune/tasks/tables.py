@@ -19,10 +19,11 @@ from tarfile import TarError
 from typing import Any
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from pitune.assets import fetch, located
 from pitune.errors import PituneError, reason
+from pitune.settings import Settings
 from pitune.store import fingerprint_of
 from pitune.tasks.metrics import METRICS
 from pitune.tasks.task import NAME, SPLITS, Example, Task
@@ -36,7 +37,7 @@ SHARES: dict[tuple[str, ...], tuple[float, float, float]] = {
 """Which fractions of the train table become train, validation and test, by the splits that have no table."""
 
 
-class TableSource(BaseModel):
+class TableSource(Settings):
     """A task of one's own, as a study's configuration gives it.
 
     Attributes:
@@ -50,7 +51,7 @@ class TableSource(BaseModel):
         metric: a name in :data:`pitune.tasks.metrics.METRICS`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
     train: str
     validation: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,6 +49,14 @@ class Task:
     label_texts: tuple[str, ...]
     splits: Mapping[str, tuple[Example, ...]]
     fingerprint: str
+
+    @functools.cached_property
+    def pools(self) -> tuple[tuple[Example, ...], ...]:
+        """The training examples of each label."""
+        pools: list[list[Example]] = [[] for _ in self.labels]
+        for example in self.splits["train"]:
+            pools[example.label].append(example)
+        return tuple(map(tuple, pools))
 
 
 @total_ordering
@@ -105,18 +114,30 @@ def draw(task: Task, chosen: Slice) -> SliceData:
     """
     if chosen.shots is None:
         return SliceData(task.splits["train"], task.splits["validation"])
+    check_shots(task, chosen)
     train: list[Example] = []
     validation: list[Example] = []
     further = min(chosen.shots, VALIDATION_SHOTS)
-    for index, label in enumerate(task.labels):
-        pool = [example for example in task.splits["train"] if example.label == index]
-        if len(pool) < chosen.shots + further:
-            raise PituneError(
-                f"slice {chosen}: class {label!r} of task {task.name} has {len(pool)} training examples, "
-                f"{chosen.shots} shots and {further} to validate on need {chosen.shots + further}"
-            )
+    for index, pool in enumerate(task.pools):
         order = np.random.default_rng([chosen.seed, index]).permutation(len(pool))
         train += [pool[i] for i in order[: chosen.shots]]
         # The validation examples come from the far end, so that growing the shots keeps them as long as it can.
         validation += [pool[i] for i in order[-further:]]
     return SliceData(tuple(train), tuple(validation))
+
+
+def check_shots(task: Task, chosen: Slice) -> None:
+    """Check that a slice can be drawn.
+
+    Raises:
+        PituneError: a class has too few examples.
+    """
+    if chosen.shots is None:
+        return
+    further = min(chosen.shots, VALIDATION_SHOTS)
+    for label, pool in zip(task.labels, task.pools, strict=True):
+        if len(pool) < chosen.shots + further:
+            raise PituneError(
+                f"slice {chosen}: class {label!r} of task {task.name} has {len(pool)} training examples, "
+                f"{chosen.shots} shots and {further} to validate on need {chosen.shots + further}"
+            )

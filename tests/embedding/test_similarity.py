@@ -1,56 +1,87 @@
-"""Similarities against closed forms."""
+"""Similarities against closed forms, and in blocks against one pair at a time."""
 
 from __future__ import annotations
 
-from typing import get_args
-
+import numpy as np
 import pytest
-import torch
+from plainsimilarity import plain_similarity
+from pydantic import ValidationError
 
-from pitune.embedding.settings import Similarity
-from pitune.embedding.similarity import similarity
-from pitune.experts import Expert
+from pitune.embedding.settings import EmbeddingSettings
+from pitune.embedding.similarity import COLUMNS_AT_ONCE, PAIRS_AT_ONCE, SIMILARITIES
 
-
-def embedding(*tensors: list[float]) -> Expert:
-    return {f"site{number}": {"weight": torch.tensor(values)} for number, values in enumerate(tensors)}
+Tensors = tuple[list[float], ...]
 
 
-@pytest.mark.parametrize("how", get_args(Similarity))
-def test_closed_forms(how: Similarity) -> None:
-    one = embedding([1.0, 2.0], [3.0, 0.0])
-    assert similarity(one, one, how) == pytest.approx(1.0)
-    disjoint = embedding([0.0, 0.0], [0.0, 5.0])
-    assert similarity(one, disjoint, how) == 0.0
-    assert similarity(one, embedding([2.0, 1.0], [1.0, 1.0]), how) == pytest.approx(
-        similarity(embedding([2.0, 1.0], [1.0, 1.0]), one, how)
-    )
+def compared(one: Tensors, other: Tensors, how: str) -> float:
+    """Compare two embeddings, given as their tensors, as blocks of one row."""
+    edges = np.cumsum([0, *map(len, one)])
+    tensors = [slice(*edges[index : index + 2]) for index in range(len(one))]
+    rows = [np.concatenate(held).astype(np.float32)[None] for held in (one, other)]
+    return float(SIMILARITIES[how](*rows, tensors)[0, 0])
+
+
+@pytest.mark.parametrize("how", SIMILARITIES)
+def test_closed_forms(how: str) -> None:
+    one = ([1.0, 2.0], [3.0, 0.0])
+    assert compared(one, one, how) == pytest.approx(1.0)
+    assert compared(one, ([0.0, 0.0], [0.0, 5.0]), how) == 0.0
+    other = ([2.0, 1.0], [1.0, 1.0])
+    assert compared(one, other, how) == pytest.approx(compared(other, one, how))
 
 
 def test_cosine_per_tensor_is_the_mean_over_tensors_whatever_their_size() -> None:
-    one, other = embedding([1.0, 0.0], [100.0, 0.0]), embedding([1.0, 1.0], [0.0, 7.0])
-    assert similarity(one, other, "cosine_per_tensor") == pytest.approx((2**-0.5 + 0) / 2)
-    assert similarity(one, embedding([3.0, 0.0], [0.5, 0.0]), "cosine_per_tensor") == pytest.approx(1.0)
+    one, other = ([1.0, 0.0], [100.0, 0.0]), ([1.0, 1.0], [0.0, 7.0])
+    assert compared(one, other, "cosine_per_tensor") == pytest.approx((2**-0.5 + 0) / 2)
+    assert compared(one, ([3.0, 0.0], [0.5, 0.0]), "cosine_per_tensor") == pytest.approx(1.0)
 
 
 def test_cosine_is_of_the_whole_vector() -> None:
-    one, other = embedding([1.0, 0.0], [2.0]), embedding([2.0, 3.0], [1.0])
-    assert similarity(one, other, "cosine") == pytest.approx(4 / (5 * 14) ** 0.5)
+    assert compared(([1.0, 0.0], [2.0]), ([2.0, 3.0], [1.0]), "cosine") == pytest.approx(4 / (5 * 14) ** 0.5)
 
 
 def test_task2vec_by_hand() -> None:
-    one, other = embedding([1.0, 3.0, 0.0]), embedding([1.0, 1.0, 0.0])
+    one, other = ([1.0, 3.0, 0.0],), ([1.0, 1.0, 0.0],)
     # a / (a + b) = (1/2, 3/4, 0), b / (a + b) = (1/2, 1/4, 0)
     expected = (1 / 4 + 3 / 16) / ((1 / 4 + 9 / 16) ** 0.5 * (1 / 4 + 1 / 16) ** 0.5)
-    assert similarity(one, other, "task2vec") == pytest.approx(expected)
+    assert compared(one, other, "task2vec") == pytest.approx(expected)
 
 
-def test_tiny_values_do_not_vanish() -> None:
-    small = embedding([1e-30, 2e-30], [1e-32])
-    for how in get_args(Similarity):
-        assert similarity(small, small, how) == pytest.approx(1.0)
+@pytest.mark.parametrize("how", SIMILARITIES)
+def test_tiny_values_do_not_vanish(how: str) -> None:
+    small = ([1e-30, 2e-30], [1e-32])
+    assert compared(small, small, how) == pytest.approx(1.0)
 
 
-def test_zero_embeddings_have_no_similarity() -> None:
-    zero = embedding([0.0, 0.0])
-    assert all(similarity(zero, embedding([1.0, 1.0]), how) == 0.0 for how in get_args(Similarity))
+@pytest.mark.parametrize("how", SIMILARITIES)
+def test_zero_embeddings_have_no_similarity(how: str) -> None:
+    assert compared(([0.0, 0.0],), ([1.0, 1.0],), how) == 0.0
+    assert compared(([0.0, 0.0],), ([0.0, 0.0],), how) == 0.0
+
+
+@pytest.mark.parametrize("how", SIMILARITIES)
+def test_blocks_are_the_pairs_one_by_one(how: str) -> None:
+    """Values of Fisher's sizes, over many powers of ten, with zeros; more rows and columns than any block holds."""
+    generator = np.random.default_rng(0)
+    sizes = (3, 2 * COLUMNS_AT_ONCE + 5, 40)
+    edges = np.cumsum([0, *sizes])
+    tensors = [slice(*edges[index : index + 2]) for index in range(len(sizes))]
+    rows = np.exp(generator.normal(-12, 4, (PAIRS_AT_ONCE + 9, edges[-1]))).astype(np.float32)
+    rows[generator.random(rows.shape) < 0.2] = 0.0
+    rows[:, tensors[1]] *= np.float32(1e-9)
+    rows[5] *= np.float32(1e-14)
+    rows[6] = 0.0
+    few = rows[:7]
+    found = SIMILARITIES[how](few, rows, tensors)
+    assert found.shape == (len(few), len(rows))
+    assert found.dtype == np.float64
+    split = [[row[part] for part in tensors] for row in rows]
+    expected = [[plain_similarity(split[i], split[j], how) for j in range(len(rows))] for i in range(len(few))]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_settings_take_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValidationError, match="found dot; it is one of cosine_per_tensor, cosine, task2vec"):
+        EmbeddingSettings(similarity="dot")
+    monkeypatch.setitem(SIMILARITIES, "dot", lambda one, other, _: one.astype(np.float64) @ other.T)
+    assert EmbeddingSettings(similarity="dot").similarity == "dot"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pytest
-
 from pitune.runtime.queue import WAIT, Queue
 
 
@@ -14,8 +12,12 @@ class Pack:
     name: str
 
 
-def queue(count: int, tries: int = 2) -> Queue[Pack]:
-    return Queue([Pack(f"p{index}") for index in range(count)], tries)
+def queue(count: int, tries: int = 2, closed: bool = True) -> Queue[Pack]:
+    made = Queue[Pack](tries)
+    made.add([Pack(f"p{index}") for index in range(count)])
+    if closed:
+        made.close()
+    return made
 
 
 def test_packs_are_given_out_in_order_and_then_none() -> None:
@@ -65,7 +67,7 @@ def test_what_is_done_stays_done() -> None:
     packs.done("p0")
     packs.failed("p0", "late")
     packs.lost("a")
-    assert packs.snapshot().done == 1
+    assert packs.snapshot().done == {"p0": {}}
     assert not packs.snapshot().failed
 
 
@@ -98,12 +100,64 @@ def test_a_rejected_gang_may_not_start_again() -> None:
 def test_the_snapshot_says_how_far() -> None:
     packs = queue(4)
     packs.claim("a")
-    packs.progress("a", 1, 4)
+    packs.progress("a", "p0", 1, 4)
+    packs.progress("a", "p1", 3, 4)  # late news of a pack that it does not hold
     shot = packs.snapshot()
-    assert (shot.total, shot.waiting, shot.done) == (4, 3, 0)
+    assert (shot.total, shot.waiting, shot.done) == (4, 3, {})
     assert [(one.pack, one.gang, one.step, one.steps) for one in shot.running] == [("p0", "a", 1, 4)]
 
 
-def test_two_packs_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="same name"):
-        Queue([Pack("p"), Pack("p")])
+def test_an_open_queue_has_gangs_wait_for_more() -> None:
+    packs = queue(0, closed=False)
+    assert packs.claim("a") == WAIT
+    packs.add([Pack("late")])
+    assert packs.claim("a") == Pack("late")
+    packs.done("late", {"experts/x": "its loss is nan"})
+    assert packs.claim("a") == WAIT
+    packs.close()
+    assert packs.claim("a") is None
+    assert packs.snapshot().done == {"late": {"experts/x": "its loss is nan"}}
+
+
+def test_a_pack_that_is_there_is_not_taken_twice() -> None:
+    packs = queue(1)
+    packs.claim("a")
+    packs.done("p0")
+    packs.add([Pack("p0")])
+    assert packs.claim("a") is None
+    assert packs.snapshot().total == 1
+
+
+def test_a_pack_that_gets_further_each_time_is_not_at_fault() -> None:
+    packs = queue(1)
+    for step in range(1, 20):
+        assert packs.enter("a")
+        assert packs.claim("a") == Pack("p0")
+        packs.progress("a", "p0", 10 * step, 1000)
+    packs.progress("a", "p0", 10, 1000)  # started again, and no further than it was
+    assert packs.claim("a") == Pack("p0")
+    assert packs.claim("a") is None
+    assert packs.snapshot().failed == {"p0": "its workers died 2 times while training it"}
+
+
+def test_the_first_error_of_a_dying_gang_is_told() -> None:
+    packs = queue(1)
+    packs.claim("a")
+    packs.stumbled("a", "ValueError: the cause")
+    packs.stumbled("a", "RuntimeError: connection closed by peer")
+    packs.claim("a")
+    packs.claim("a")
+    assert packs.snapshot().failed["p0"].endswith("(last: ValueError: the cause)")
+
+
+def test_a_queue_that_has_forgotten_is_filled_again() -> None:
+    packs = queue(0, closed=False)
+    packs.done("p0")  # a gang that did not notice
+    packs.failed("p1", "it was bad")
+    packs.progress("a", "p2", 3, 4)
+    packs.add([Pack(f"p{index}") for index in range(4)], held={"p2": "a"})
+    assert packs.claim("b") == Pack("p3")
+    assert packs.claim("a") == Pack("p2")
+    shot = packs.snapshot()
+    assert (list(shot.done), shot.failed) == (["p0"], {"p1": "it was bad"})
+    assert shot.life != queue(0).snapshot().life

@@ -1,0 +1,33 @@
+"""The study's configuration: YAML in, a typed object out, and one clear line for anything wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pitune.config.reading import read
+from pitune.config.study import FewShotTargets, StudyConfig
+from pitune.errors import PituneError
+from pitune.settings import wrong
+
+__all__ = ["FewShotTargets", "StudyConfig", "load_config"]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Read a study's configuration.
+
+    Args:
+        path: a YAML file.
+        overrides: ``a.b=c`` settings that take the place of the file's, values written as in YAML.
+
+    Raises:
+        PituneError: the file cannot be read or a field is wrong; one line that names file, field, what was found and
+            what would be right.
+    """
+    values = read(path, overrides)
+    try:
+        return StudyConfig.model_validate(values)
+    except ValidationError as error:
+        raise PituneError(f"{path}: {wrong(error)}") from error

@@ -1,0 +1,205 @@
+"""What a study is made from, section by section, and that the sections fit together."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from math import prod
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from pitune.backbones import BACKBONES, BackboneSettings
+from pitune.config.reading import to_yaml
+from pitune.embedding.settings import EmbeddingSettings
+from pitune.experts import KINDS, ExpertKind, Lora
+from pitune.interpolation.settings import InterpolationSettings, SweepSettings
+from pitune.objectives import OBJECTIVES, Match, Objective
+from pitune.runtime.settings import RuntimeSettings
+from pitune.settings import LARGEST, OneOf, Settings, shown, within
+from pitune.tasks.catalogue import KNOWN
+from pitune.tasks.tables import TableSource
+from pitune.tasks.task import NAME, Slice
+from pitune.training.recipe import Recipe
+from pitune.training.settings import TrainingSettings
+
+MOST_SLICES = 100_000
+LONGEST_NAME = 100
+"""Characters of a task's name, which becomes part of the names of files."""
+
+
+class FewShotTargets(Settings):
+    """Targets as a product: every task at every number of shots with every seed."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _is_within_reason(self) -> Self:
+        count = prod(map(len, (self.tasks, self.shots, self.seeds)))
+        if count > MOST_SLICES:
+            raise ValueError(f"found {count:,} slices; a study has at most {MOST_SLICES:,}")
+        return self
+
+    def slices(self) -> tuple[str, ...]:
+        """Return the product as slices."""
+        return tuple(f"{task}@{shots}#{seed}" for task in self.tasks for shots in self.shots for seed in self.seeds)
+
+
+class StudyConfig(Settings):
+    """Everything a study is made from."""
+
+    study: str = Field(description="the folder or URI that the study's artifacts go to")
+    backbone: Annotated[BackboneSettings, OneOf(BACKBONES, default="text")]
+    tasks: dict[str, TableSource | None] = Field(
+        min_length=1, description="names from the catalogue, or tables of your own"
+    )
+    objective: Annotated[Objective, OneOf(OBJECTIVES, default="match")] = Match()
+    expert: Annotated[ExpertKind, OneOf(KINDS)] = Lora()
+    sources: tuple[str, ...] = Field(
+        min_length=1, max_length=MOST_SLICES, description="slices whose experts may help others"
+    )
+    targets: tuple[str, ...] = Field(min_length=1, max_length=MOST_SLICES, description="few-shot slices to be helped")
+    training: TrainingSettings = TrainingSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    interpolation: InterpolationSettings = InterpolationSettings()
+    sweep: SweepSettings = SweepSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+
+    @field_validator("study")
+    @classmethod
+    def _is_a_place(cls, value: str) -> str:
+        if re.search("//[^/]*@", value):
+            raise ValueError("found a URI with credentials; give them in the environment, files name the study")
+        if not value.strip() or not value.isprintable():
+            raise ValueError(f"found {value[:60]!r}; give a folder or a URI")
+        return value
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _from_names(cls, value: Any) -> Any:
+        """Let a list of names stand for tasks of the catalogue."""
+        if not isinstance(value, list | tuple):
+            return value
+        for name in value:
+            if not isinstance(name, str):
+                raise ValueError(
+                    f"found {shown(name)} in a list; a list has names of the catalogue, tables are a mapping of names"
+                )
+        return dict.fromkeys(_once(tuple(value), "task"))
+
+    @field_validator("tasks")
+    @classmethod
+    def _can_be_had(cls, value: dict[str, TableSource | None]) -> dict[str, TableSource | None]:
+        for name, source in value.items():
+            if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+                raise ValueError(
+                    f"found {shown(name)!r}; a name has lower-case letters, digits, _ and - only, "
+                    f"at most {LONGEST_NAME}"
+                )
+            if source is None and name not in KNOWN:
+                raise ValueError(f"found {name!r}; the catalogue has {', '.join(KNOWN)}, other tasks need a table")
+        return value
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _from_tasks(cls, value: Any) -> Any:
+        """Let a bare task name stand for its full slice with seed 0."""
+        if isinstance(value, list | tuple):
+            return [f"{name}@full#0" if isinstance(name, str) and NAME.fullmatch(name) else name for name in value]
+        return value
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _from_product(cls, value: Any) -> Any:
+        """Let a product stand for its slices."""
+        try:
+            return FewShotTargets.model_validate(value).slices() if isinstance(value, dict) else value
+        except ValidationError as error:
+            raise within(error) from error
+
+    @field_validator("sources", "targets")
+    @classmethod
+    def _are_slices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        slices = tuple(map(Slice.parse, value))
+        for found in slices:
+            if max(found.shots or 0, found.seed) >= LARGEST:
+                raise ValueError(f"found {shown(found)}; a whole number has at most 15 digits")
+        return _once(tuple(map(str, slices)), "slice")
+
+    @field_validator("targets")
+    @classmethod
+    def _have_shots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for found in map(Slice.parse, value):
+            if found.shots is None:
+                raise ValueError(f"{found} is a full slice; a target has shots, as in {found.task}@16#0")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self._slices_have_tasks()
+        self._settings_change_something()
+        self._neighbours_suffice()
+        self._batches_split()
+        return self
+
+    def _slices_have_tasks(self) -> None:
+        for field, slices in (("sources", self.source_slices), ("targets", self.target_slices)):
+            for found in slices:
+                if found.task not in self.tasks:
+                    raise ValueError(f"{field}: found {found}; tasks has {', '.join(self.tasks)}")
+
+    def _settings_change_something(self) -> None:
+        if self.interpolation.max_rank and not isinstance(self.expert, Lora):
+            raise ValueError("interpolation.max_rank: cuts the rank of a merged lora; leave it out for another kind")
+        if self.interpolation.start == "uniform" and len(set(self.sweep.temperature)) > 1:
+            raise ValueError("sweep.temperature: changes nothing where interpolation.start is uniform; give one")
+
+    def _neighbours_suffice(self) -> None:
+        most = max(self.sweep.top_k)
+        sources = Counter(source.task for source in self.source_slices)
+        for target in self.target_slices:
+            others = len(self.sources) - sources[target.task]
+            if most > others:
+                said = "found" if "top_k" in self.sweep.model_fields_set else "is by default"
+                raise ValueError(
+                    f"sweep.top_k: {said} {most}, target {target} has {others} sources of other tasks; "
+                    f"use at most {others}"
+                )
+
+    def _batches_split(self) -> None:
+        workers, accumulation = self.runtime.workers, self.training.gradient_accumulation
+        for name, recipe in self._recipes():
+            if recipe.batch_size % (workers * accumulation):
+                raise ValueError(
+                    f"training.{name}.batch_size: found {recipe.batch_size}, {workers} workers with "
+                    f"gradient_accumulation {accumulation} need a multiple of {workers * accumulation}"
+                )
+
+    def _recipes(self) -> Iterator[tuple[str, Recipe]]:
+        yield from (("full", self.training.full), ("few", self.training.few))
+        yield from ((f"shots.{shots}", recipe) for shots, recipe in self.training.shots.items())
+
+    @property
+    def source_slices(self) -> tuple[Slice, ...]:
+        """The sources, parsed."""
+        return tuple(map(Slice.parse, self.sources))
+
+    @property
+    def target_slices(self) -> tuple[Slice, ...]:
+        """The targets, parsed."""
+        return tuple(map(Slice.parse, self.targets))
+
+    def yaml(self) -> str:
+        """Return the resolved configuration, every default spelled out."""
+        return to_yaml(self.model_dump(mode="json"))
+
+
+def _once(names: tuple[str, ...], what: str) -> tuple[str, ...]:
+    """Return the names if none is there twice."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"{shown(name)} is there twice; name each {what} once")
+    return names

@@ -1,0 +1,250 @@
+"""The builder: what methods make the plan's nodes with. A node asked for twice is one node.
+
+What a node is made from refers to other nodes by their fingerprints, so that a change travels as far as it matters and
+no further: what is made from a target's neighbours holds their names, similarities and experts, not the graph.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pitune.embedding.embed import EmbeddingJob, embed
+from pitune.embedding.graph import GraphJob, TaskGraph, make_graph
+from pitune.interpolation.jobs import Neighbour
+from pitune.interpolation.scoring import ScoringJob, score
+from pitune.plan.facts import Facts
+from pitune.plan.node import Lane, Node
+from pitune.results import RESULTS, ResultsJob, SliceJob, write_results, write_slice
+from pitune.store import Job, fingerprint_of
+from pitune.tasks.task import Slice, Task
+from pitune.training.pack import ExpertJob
+
+if TYPE_CHECKING:
+    from pitune.config import StudyConfig
+    from pitune.training.recipe import Recipe
+
+GRAPH = "graph.parquet"
+Data = Sequence[tuple[Slice, float]]
+
+
+class Waits(Exception):
+    """A node's inputs depend on the graph, which is not there yet."""
+
+
+class Builder:
+    """Builds nodes.
+
+    Args:
+        facts: of the study.
+        graph: the task graph, or None where it is not there as the configuration wants it.
+        nodes: what is built already, by name.
+
+    Attributes:
+        config: the study's configuration.
+        nodes: every node, by the name of its first artifact, in the order of their building.
+    """
+
+    def __init__(self, facts: Facts, graph: TaskGraph | None = None, nodes: Mapping[str, Node] | None = None) -> None:
+        self.facts = facts
+        self.nodes: dict[str, Node] = dict(nodes or {})
+        self._graph = graph
+
+    @property
+    def config(self) -> StudyConfig:
+        """The study's configuration."""
+        return self.facts.config
+
+    # --- what methods build with -------------------------------------------------------------------------------
+
+    def expert(
+        self,
+        data: Slice | Data,
+        start: str | None = None,
+        artifact: str | None = None,
+        *,
+        recipe: Recipe | None = None,
+        stage: str = "experts",
+    ) -> Node:
+        """Return an expert to train.
+
+        Args:
+            data: a slice, or slices with their weights.
+            start: the expert that it starts from (a node's name); None: the common start.
+            artifact: where it goes; None: ``experts/<slice>``.
+            recipe: how it is trained; None: as its first slice is.
+            stage: under what name people see it.
+        """
+        parts = ((data, 1.0),) if isinstance(data, Slice) else tuple(data)
+        artifact = artifact or f"experts/{parts[0][0]}"
+        known = self.nodes.get(artifact)
+        if known and isinstance(known.job, ExpertJob) and (known.job.data, known.job.start) == (parts, start):
+            return known
+        for chosen, _ in parts:
+            self.facts.check(chosen)
+        recipe = recipe or self.facts.recipe(parts[0][0])
+        inputs: dict[str, Any] = {
+            "makes": "expert",
+            **self.facts.base,
+            "data": [[str(chosen), weight] for chosen, weight in parts],
+            "tasks": {chosen.task: self.task(chosen.task).fingerprint for chosen, _ in parts},
+            "recipe": self.dump(recipe),
+            "start": self.fingerprint(start) if start else "common",
+        }
+        if any(chosen.shots is None for chosen, _ in parts):
+            inputs["validation_examples"] = self.config.training.validation_examples
+        name = " + ".join(str(chosen) for chosen, _ in parts)
+        length = max(self.facts.length(chosen.task) for chosen, _ in parts)
+        job = ExpertJob((artifact,), inputs, name, parts, recipe, start, length)
+        return self.add(job, stage, "gang", (start,) if start else (), recipe.steps * recipe.batch_size)
+
+    def embedding(self, chosen: Slice) -> Node:
+        """Return the task embedding of a slice."""
+        artifact = f"embeddings/{chosen}.parquet"
+        if artifact in self.nodes:
+            return self.nodes[artifact]
+        expert, settings = self.expert(chosen), self.config.embedding
+        inputs = {
+            "makes": "embedding",
+            "expert": self.fingerprint(expert.name),
+            "embedding": {"labels": settings.labels, "examples": settings.examples},
+        }
+        job = EmbeddingJob((artifact,), inputs, chosen, expert.name, settings.labels, settings.examples)
+        few = len(self.task(chosen.task).labels) * (chosen.shots or 0)
+        cost = min(few or settings.examples, settings.examples)
+        return self.add(job, "embeddings", "task", (expert.name,), cost, embed)
+
+    def graph(self) -> Node:
+        """Return the task graph of all sources and targets."""
+        if GRAPH in self.nodes:
+            return self.nodes[GRAPH]
+        chosen = dict.fromkeys((*self.facts.sources, *self.facts.targets))
+        embeddings = {str(one): self.embedding(one) for one in chosen}
+        similarity, sources = self.config.embedding.similarity, self.config.sources
+        inputs = {
+            "makes": "graph",
+            "embeddings": {name: self.fingerprint(node.name) for name, node in embeddings.items()},
+            "similarity": similarity,
+            "sources": list(sources),
+        }
+        job = GraphJob((GRAPH,), inputs, tuple(embeddings), sources, similarity)
+        return self.add(job, "graph", "task", tuple(node.name for node in embeddings.values()), 0, make_graph)
+
+    def neighbours(self, target: Slice, k: int) -> tuple[Neighbour, ...]:
+        """Return the ``k`` sources that are nearest to a target, nearest first.
+
+        Raises:
+            Waits: the graph is not there yet; leave it to the plan, which comes again.
+        """
+        if self._graph is None:
+            raise Waits
+        near = self._graph.neighbours(str(target), k)
+        return tuple(Neighbour(name, similarity, f"experts/{name}") for name, similarity in near)
+
+    def add(
+        self,
+        job: Job,
+        stage: str,
+        lane: Lane,
+        needs: Sequence[str] = (),
+        cost: float = 0,
+        make: Callable[[Any, Any], None] | None = None,
+        together: str | None = None,
+    ) -> Node:
+        """Return the node of any other job; see :class:`~pitune.plan.node.Node` for what its parts mean.
+
+        Raises:
+            ValueError: there is another node for the same artifact.
+        """
+        node = self.nodes.setdefault(job.artifacts[0], Node(job, stage, lane, tuple(needs), cost, make, together))
+        if node.job is not job and node.job.fingerprint != job.fingerprint:
+            raise ValueError(f"{job.artifacts[0]}: two nodes of the plan make it, from different inputs")
+        return node
+
+    def fingerprint(self, name: str) -> str:
+        """Return the fingerprint of a node that is built."""
+        return self.nodes[name].job.fingerprint
+
+    def mixed(self, target: Slice, near: Sequence[Neighbour]) -> dict[str, Any]:
+        """Return the inputs of what is made from a target's own expert and its neighbours'."""
+        return {
+            "neighbours": [[one.slice, one.similarity, self.fingerprint(one.expert)] for one in near],
+            "own": self.fingerprint(self.expert(target).name),
+        }
+
+    def task(self, name: str) -> Task:
+        """Return a task."""
+        return self.facts.task(name)
+
+    def recipe(self, target: Slice) -> Recipe:
+        """Return how a slice is trained."""
+        return self.facts.recipe(target)
+
+    def dump(self, settings: Any) -> dict[str, Any]:
+        """Return a section of the configuration as JSON values."""
+        return self.facts.dump(settings)
+
+    def ceiling(self, target: Slice) -> Slice:
+        """Return the full slice of a target's task."""
+        return self.facts.ceiling(target)
+
+    # --- what the plan adds ------------------------------------------------------------------------------------
+
+    def slice(self, chosen: Slice) -> Node:
+        """Return the table of the examples that a slice drew."""
+        full = chosen.shots is None
+        inputs = {
+            "makes": "slice",
+            "slice": str(chosen),
+            "task": self.task(chosen.task).fingerprint,
+            "validation_examples": self.config.training.validation_examples if full else None,
+        }
+        job = SliceJob((f"slices/{chosen}.parquet",), inputs, chosen)
+        return self.add(job, "slices", "driver", make=write_slice)
+
+    def score(self, method: str, target: Slice, expert: Node | None) -> Node:
+        """Return the predictions of an expert (None: of the backbone alone) on the test split of a target's task.
+
+        They are kept once, under the slice whose expert it is, or under the task: targets share them.
+        """
+        task, owner = target.task, _owner(target, expert)
+        inputs = {
+            "makes": "prediction",
+            **self.facts.base,
+            "task": self.task(task).fingerprint,
+            "expert": self.fingerprint(expert.name) if expert else "",
+        }
+        job = ScoringJob((f"predictions/{owner}/{method}.parquet",), inputs, task, expert.name if expert else None)
+        needs = (expert.name,) if expert else ()
+        cost = len(self.task(task).splits["test"]) / 2  # forward only
+        return self.add(job, "predictions", "task", needs, cost, score, together=f"predictions of {task}")
+
+    def results(self, rows: Sequence[tuple[Slice, str, Node]]) -> Node:
+        """Return the table of the scores of all (target, method, predictions)."""
+        listed = [[str(target), method, node.name, self.fingerprint(node.name)] for target, method, node in rows]
+        inputs = {"makes": "results", "rows": len(rows), "predictions": fingerprint_of({"rows": listed})}
+        job = ResultsJob((RESULTS,), inputs, tuple((target, method, node.name) for target, method, node in rows))
+        return self.add(job, "results", "driver", tuple({node.name: None for _, _, node in rows}), 0, write_results)
+
+
+class Sketch(Builder):
+    """Builds what the graph will ask for with made-up neighbours, to tell what waits for it."""
+
+    def neighbours(self, target: Slice, k: int) -> tuple[Neighbour, ...]:
+        """Return the first ``k`` sources of other tasks."""
+        others = (source for source in self.facts.sources if source.task != target.task)
+        return tuple(Neighbour(str(one), 0.0, f"experts/{one}") for one in itertools.islice(others, k))
+
+    def fingerprint(self, name: str) -> str:
+        """Return nothing: what is made up is not made."""
+        return ""
+
+
+def _owner(target: Slice, expert: Node | None) -> str:
+    """Return under what name an expert's predictions for a target lie."""
+    if expert is None:
+        return target.task
+    data: Data = getattr(expert.job, "data", ())
+    own = len(data) == 1 and data[0][0].task == target.task
+    return str(data[0][0] if own else target)

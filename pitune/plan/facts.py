@@ -1,0 +1,86 @@
+"""What a plan has to know of the configuration, the tasks and the backbone; each fact is found out once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pitune.settings import Settings
+from pitune.tasks.task import Slice, Task, check_shots
+
+if TYPE_CHECKING:
+    from pitune.config import StudyConfig
+    from pitune.materials import Materials
+    from pitune.training.recipe import Recipe
+
+EXAMPLES = 200  # of a task, to tell how long they are
+
+
+class Facts:
+    """Facts that many nodes share.
+
+    Args:
+        config: the study.
+        materials: its tasks and its backbone's files, which are fetched when first needed.
+    """
+
+    def __init__(self, config: StudyConfig, materials: Materials) -> None:
+        self.config, self.materials = config, materials
+        self.sources, self.targets = config.source_slices, config.target_slices
+        self._dumped: dict[int, dict[str, Any]] = {}
+        self._lengths: dict[str, int] = {}
+        self._drawable: set[tuple[str, int | None]] = set()
+        self._full: dict[str, list[Slice]] = {}
+        for source in self.sources:
+            if source.shots is None:
+                self._full.setdefault(source.task, []).append(source)
+        backbone = {
+            "sha256": materials.backbone_asset.sha256,
+            **config.backbone.model_dump(mode="json", exclude={"uri"}),
+            "precision": config.training.precision,
+        }
+        self.base = {"backbone": backbone, "objective": self.dump(config.objective), "kind": self.dump(config.expert)}
+        """What every expert and every score is made from."""
+
+    def task(self, name: str) -> Task:
+        """Return a task."""
+        return self.materials.task(name)
+
+    def check(self, chosen: Slice) -> None:
+        """Check that a slice can be drawn, without drawing it.
+
+        Raises:
+            PituneError: a class has too few examples.
+        """
+        kind = chosen.task, chosen.shots
+        if kind not in self._drawable:
+            check_shots(self.task(chosen.task), chosen)
+            self._drawable.add(kind)
+
+    def recipe(self, chosen: Slice) -> Recipe:
+        """Return how a slice is trained."""
+        return self.config.training.recipe(chosen)
+
+    def rows(self, chosen: Slice) -> int:
+        """Return how many rows training on a slice takes."""
+        recipe = self.recipe(chosen)
+        return recipe.steps * recipe.batch_size
+
+    def dump(self, settings: Settings) -> dict[str, Any]:
+        """Return a section of the configuration as JSON values; the same section gives the same object."""
+        key = id(settings)  # all of them are the configuration's, which lives as long
+        if key not in self._dumped:
+            self._dumped[key] = settings.model_dump(mode="json")
+        return self._dumped[key]
+
+    def length(self, task: str) -> int:
+        """Return about how many tokens a task's examples have, without opening the backbone."""
+        if task not in self._lengths:
+            costs = [self.config.backbone.cost(example) for example in self.task(task).splits["train"][:EXAMPLES]]
+            self._lengths[task] = sum(costs) // len(costs)
+        return self._lengths[task]
+
+    def ceiling(self, target: Slice) -> Slice:
+        """Return the full slice of a target's task: the source of the same seed, else any source, else seed 0."""
+        full = self._full.get(target.task, ())
+        same = (source for source in full if source.seed == target.seed)
+        return next(same, full[0] if full else Slice(target.task, None, 0))

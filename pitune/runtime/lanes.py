@@ -1,0 +1,44 @@
+"""The lanes of a run: those that something is to be made in, open from its begin to its end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pitune.plan import Lane, Plan
+from pitune.runtime.driver import DriverLane
+from pitune.runtime.gangs import GangLane
+from pitune.runtime.search import SearchLane
+from pitune.runtime.tasks import TaskLane
+from pitune.training.pack import ExpertJob, Pack, make_packs
+from pitune.training.work import ExpertTraining
+
+Lanes = Mapping[Lane, Any]
+
+
+@contextlib.contextmanager
+def open_lanes(plan: Plan, wanted: set[Lane]) -> Iterator[Lanes]:
+    """Open the lanes ``wanted``, in the connected Ray, and this process's own.
+
+    Raises:
+        PituneError: the cluster is too small for one worker.
+    """
+    materials, config, store = plan.materials, plan.config, plan.store
+    with contextlib.ExitStack() as stack:
+        lanes: dict[Lane, Any] = {"driver": stack.enter_context(DriverLane(materials))}
+        if "gang" in wanted:
+
+            def packs(jobs: Sequence[ExpertJob]) -> list[Pack]:
+                return make_packs(jobs, config.training)
+
+            storage = stack.enter_context(store.scratch("train"))
+            most = len(packs([node.job for node in plan.missing() if isinstance(node.job, ExpertJob)]))
+            work = ExpertTraining(materials, config.training)
+            lanes["gang"] = stack.enter_context(GangLane(work, packs, config.runtime, storage, most))
+        if "task" in wanted:
+            lanes["task"] = stack.enter_context(TaskLane(materials, config.runtime))
+        if "search" in wanted:
+            storage = stack.enter_context(store.scratch("tune"))
+            lanes["search"] = stack.enter_context(SearchLane(materials, config.runtime, storage))
+        yield lanes

@@ -1,0 +1,206 @@
+"""What each worker of a gang runs: claim a pack, train it, tell the queue what came of it, until none is left.
+
+Rank 0 claims and broadcasts; all ranks train; the work commits its results itself. What Ray Train keeps are the shards
+of a pack under way: a worker that dies takes its gang down, the gang starts again, reclaims its pack and resumes it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from pyarrow import fs
+from ray import cloudpickle
+
+from pitune.errors import PituneError, one_line
+from pitune.runtime.queue import WAIT, Named
+
+P_contra = TypeVar("P_contra", bound=Named, contravariant=True)
+LABEL = "pitune-pack.json"
+"""In each checkpoint: the pack, the world size and the step that it belongs to."""
+IDLE_SECONDS = 0.25
+BETWEEN_WORKERS = re.compile(
+    r"connection (was )?(closed|reset|refused|aborted)|broken pipe|timed out|\bgloo\b|\bnccl|\btcpstore|heartbeat", re.I
+)
+"""What the text of a RuntimeError has in it that torch raises because another worker is gone."""
+
+
+class GangSeat:
+    """A worker's place in its gang: its rank, and the way to report progress and checkpoints of the present pack.
+
+    Args:
+        queue: the queue's actor.
+        gang: the gang's name.
+    """
+
+    def __init__(self, queue: Any, gang: str) -> None:
+        context = ray.train.get_context()
+        self.rank = int(context.get_world_rank())
+        self.world_size = int(context.get_world_size())
+        self._queue = queue
+        self._gang = gang
+        self._pack = ""
+        self._told = 0.0
+
+    def progress(self, step: int, steps: int) -> None:
+        """Tell the queue how far the pack is, at most twice a second."""
+        now = time.monotonic()
+        if self.rank == 0 and (now - self._told >= 0.5 or step >= steps):
+            self._told = now
+            self._queue.progress.remote(self._gang, self._pack, step, steps)
+
+    def resume(self) -> Path | None:
+        """Return a local folder with this pack's last checkpoint; None if it or the world size is another."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        local = isinstance(checkpoint.filesystem, fs.LocalFileSystem)
+        folder = Path(checkpoint.path if local else checkpoint.to_directory())
+        try:
+            label = json.loads((folder / LABEL).read_text())
+        except (OSError, ValueError):
+            return None
+        return folder if (label["pack"], label["world_size"]) == (self._pack, self.world_size) else None
+
+    def checkpoint(self, write: Callable[[Path], None], step: int) -> None:
+        """Keep what ``write`` puts into the folder it is given, for :meth:`resume`. All workers must call."""
+        folder = Path(tempfile.mkdtemp(prefix="pitune-shards-"))
+        try:
+            write(folder)
+            if self.rank == 0:
+                label = {"pack": self._pack, "world_size": self.world_size, "step": step}
+                (folder / LABEL).write_text(json.dumps(label))
+            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def take(self, pack: str) -> None:
+        """Begin with the pack of this name."""
+        self._pack, self._told = pack, 0.0
+
+
+class PackWork(Protocol[P_contra]):
+    """What gangs do with packs; it is pickled and sent to every worker."""
+
+    def open(self, seat: GangSeat) -> None:
+        """Get ready, once in each worker process, before the first pack is known: load the backbone."""
+
+    def train(self, pack: P_contra, seat: GangSeat) -> Mapping[str, str] | None:
+        """Train one pack, on every rank, and commit its results on rank 0.
+
+        Returns:
+            The error, in one line, of each member that has not come out well, by the name of its first artifact; the
+            others are committed. What is raised fails the whole pack.
+        """
+
+
+def work_through(config: dict[str, Any]) -> None:
+    """Run a worker of a gang until no pack is left.
+
+    An error of the runtime itself is noted, for the gang starts again silently.
+
+    Args:
+        config: ``queue`` (the actor), ``gang`` (its name), ``work`` and ``threads``.
+    """
+    try:
+        _claim_and_train(config["queue"], config["gang"], config["work"], config["threads"])
+    except Exception as error:
+        ray.get(config["queue"].stumbled.remote(config["gang"], one_line(error)))
+        raise
+
+
+def is_packs_fault(error: BaseException, workers: int) -> bool:
+    """Say whether an error that a worker's training raised is its pack's, or came from between the workers.
+
+    When one of several workers dies, the others see closed connections before anyone knows why: that starts the gang
+    again. What a worker alone raises, and what says in its own words what is wrong, would be raised again.
+    """
+    while True:
+        if isinstance(error, PituneError):
+            return True
+        if isinstance(error, (dist.DistError, ConnectionError, TimeoutError, ray.exceptions.RayError)):
+            return False
+        if workers > 1 and isinstance(error, RuntimeError) and BETWEEN_WORKERS.search(str(error)):
+            return False
+        below = error.__cause__ or error.__context__
+        if below is None:
+            return True
+        error = below
+
+
+def _claim_and_train(queue: Any, gang: str, work: Any, threads: int) -> None:
+    """Open the work, then claim packs and train them until none is left."""
+    torch.set_num_threads(threads)
+    seat, shared = GangSeat(queue, gang), _Shared()
+    if not shared(ray.get(queue.enter.remote(gang)) if seat.rank == 0 else None):
+        return
+    try:
+        work.open(seat)
+    except Exception as error:
+        if not is_packs_fault(error, seat.world_size):
+            raise
+        ray.get(queue.reject.remote(gang, one_line(error)))
+        if seat.world_size > 1:
+            raise
+        return
+    for pack in _claimed(queue, gang, seat.rank, shared):
+        _train(pack, work, seat, queue)
+
+
+def _claimed(queue: Any, gang: str, rank: int, shared: _Shared) -> Iterator[Any]:
+    """Yield the packs that rank 0 claims, on every rank; wait while there is none but more may come."""
+    while True:
+        pack = shared(ray.get(queue.claim.remote(gang)) if rank == 0 else None)
+        if pack is None:
+            return
+        if pack == WAIT:
+            time.sleep(IDLE_SECONDS)
+        else:
+            yield pack
+
+
+def _train(pack: Any, work: Any, seat: GangSeat, queue: Any) -> None:
+    """Train one pack and tell the queue what came of it.
+
+    Only the pack's own fault fails it; anything else starts the gang again. After its fault a worker alone goes on with
+    the next pack; several start again, for the others may be waiting for the one that failed.
+    """
+    seat.take(pack.name)
+    try:
+        errors = work.train(pack, seat)
+    except Exception as error:
+        if not is_packs_fault(error, seat.world_size):
+            raise
+        ray.get(queue.failed.remote(pack.name, one_line(error)))
+        if seat.world_size > 1:
+            raise
+    else:
+        if seat.rank == 0:
+            ray.get(queue.done.remote(pack.name, errors))
+
+
+class _Shared:
+    """Gives every rank what rank 0 has, over the CPU: a GPU that waits in NCCL for the next pack would be busy."""
+
+    def __init__(self) -> None:
+        other = dist.get_world_size() > 1 and dist.get_backend() != "gloo"
+        self._group: Any = dist.new_group(backend="gloo") if other else None
+
+    def __call__(self, value: Any) -> Any:
+        """Return rank 0's ``value`` on every rank."""
+        if dist.get_world_size() == 1:
+            return value
+        # torch's own pickling knows no class of a script or a notebook
+        box = [cloudpickle.dumps(value)]  # type: ignore[no-untyped-call]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        return cloudpickle.loads(box[0])

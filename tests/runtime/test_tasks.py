@@ -1,0 +1,122 @@
+"""The lane of tasks: what is made together, and what comes of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pitune.errors import PituneError
+from pitune.runtime.settings import RuntimeSettings
+from pitune.runtime.tasks import TaskLane, calls
+from pitune.store import Job
+
+
+@dataclass(frozen=True)
+class Node:
+    job: Job
+    cost: float = 1.0
+    make: Callable[[Any, Any], None] | None = None
+    together: str | None = None
+
+
+def node(name: str, cost: float = 1.0, together: str | None = None, make: Any = None) -> Node:
+    return Node(Job((name,), {"makes": name}), cost, make, together)
+
+
+def names(found: Sequence[Sequence[Node]]) -> list[list[str]]:
+    return [[one.job.artifacts[0] for one in group] for group in found]
+
+
+def test_what_nothing_holds_up_comes_first_and_the_most_work_first() -> None:
+    group = [node(f"g{i}", together="movie") for i in range(6)]
+    assert names(calls([*group, node("small"), node("large", 2.0)], partial=False)) == [
+        ["large"],
+        ["small"],
+        [f"g{i}" for i in range(6)],
+    ]
+
+
+def test_groups_that_are_not_full_wait() -> None:
+    waiting = [node(f"a{i}", together="a") for i in range(7)] + [node(f"b{i}", 9.0, "b") for i in range(2)]
+    assert names(calls(waiting, partial=False)) == [[f"a{i}" for i in range(6)]]
+    assert names(calls(waiting, partial=True)) == [["b0", "b1"], [f"a{i}" for i in range(6)], ["a6"]]
+
+
+@dataclass(frozen=True)
+class Toys:
+    """Materials that are a folder."""
+
+    folder: Path
+
+
+def write(toys: Toys, job: Job) -> None:
+    name = job.artifacts[0]
+    if name == "bad":
+        raise PituneError("bad: is bad")
+    if name == "mortal" and not (toys.folder / "died").exists():
+        (toys.folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    (toys.folder / name).write_text(str(os.getpid()))
+
+
+def write_all(toys: Toys, jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        (toys.folder / job.artifacts[0]).write_text(f"{len(jobs)}")
+
+
+def linger(toys: Toys, job: Job) -> None:
+    (toys.folder / f"{job.artifacts[0]}-begun").touch()
+    time.sleep(300)
+
+
+def wait_for(lane: TaskLane[Node], count: int, seconds: float = 90.0) -> dict[str, str | None]:
+    ended: dict[str, str | None] = {}
+    deadline = time.monotonic() + seconds
+    while len(ended) < count and time.monotonic() < deadline:
+        ended |= {one.job.artifacts[0]: error for one, error in lane.finished()}
+        time.sleep(0.05)
+    return ended
+
+
+@pytest.mark.slow
+def test_tasks_end_with_their_own_errors(ray_session: None, tmp_path: Path) -> None:
+    with TaskLane[Node](Toys(tmp_path), RuntimeSettings()) as lane:
+        lane.add([node(name, make=write) for name in ("bad", "mortal", "well", "good")])
+        assert len(lane.running()) == 2 and lane.unfinished() == 4  # two CPUs
+        assert wait_for(lane, 4) == {"bad": "bad: is bad", "mortal": None, "well": None, "good": None}
+        assert lane.unfinished() == 0 and not lane.running()
+    assert all((tmp_path / name).exists() for name in ("mortal", "well", "good"))
+
+
+@pytest.mark.slow
+def test_a_part_of_a_group_waits_until_it_is_told_not_to(ray_session: None, tmp_path: Path) -> None:
+    with TaskLane[Node](Toys(tmp_path), RuntimeSettings()) as lane:
+        lane.add([node(f"p{i}", together="p", make=write_all) for i in range(8)])
+        assert len(wait_for(lane, 6)) == 6
+        assert not lane.running() and lane.unfinished() == 2
+        lane.flush()
+        assert len(wait_for(lane, 2)) == 2
+        lane.add([node("late", together="p", make=write_all)])  # flushing was for what was there
+        assert not lane.running() and lane.unfinished() == 1
+    assert [(tmp_path / f"p{i}").read_text() for i in range(8)] == ["6"] * 6 + ["2"] * 2
+
+
+@pytest.mark.slow
+def test_leaving_the_lane_ends_its_tasks(ray_session: None, tmp_path: Path) -> None:
+    import ray
+
+    with TaskLane[Node](Toys(tmp_path), RuntimeSettings()) as lane:
+        lane.add([node("long", make=linger)])
+        while not (tmp_path / "long-begun").exists():
+            time.sleep(0.05)
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray.available_resources()["CPU"] == 2
