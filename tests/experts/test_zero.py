@@ -48,7 +48,9 @@ def test_zero_3_trains_the_same(kind: ExpertKind, tiny_folder: Path, monkeypatch
 
     def sharing_all(settings: EngineSettings, trainable: int) -> dict[str, Any]:
         config = plain(settings, trainable)
-        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # else small ones stay whole
+        # Else small ones stay whole, and others until they may be used again.
+        names = ("stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance")
+        config["zero_optimization"] |= dict.fromkeys(names, 0)
         return config
 
     monkeypatch.setattr(engine, "_deepspeed_config", sharing_all)
