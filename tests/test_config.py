@@ -95,16 +95,24 @@ def test_overrides(tmp_path: Path) -> None:
 TABLE = {"train": "a.csv", "labels": {"0": "no", "1": "yes"}}
 WRONG = [
     # unknown keys
-    ("shot", 3, "shot: is no setting; there are study, backbone, tasks, expert, sources, targets"),
+    ("shot", 3, "shot: is no setting; there are study, backbone, tasks, objective, expert, sources, targets"),
     ("training.few.step", 3, "training.few.step: is no setting; there are steps, batch_size, learning_rate"),
     ("training.shots", {4: {"stepz": 1}}, "training.shots.4.stepz: is no setting; there are steps, batch_size"),
-    ("backbone.url", "x", "backbone.url: is no setting; there are uri, pooling, max_tokens, scale"),
-    ("expert", {"kind": "lora", "rnk": 4}, "expert.rnk: is no setting; there are kind, layers, seed, rank"),
-    ("expert", {"kind": "adapter", "rank": 4}, "expert.rank: is no setting; there are kind, layers, seed, width"),
+    ("backbone.url", "x", "backbone.url: is no setting; there are kind, uri, pooling, max_tokens"),
+    ("expert", {"kind": "lora", "rnk": 4}, "expert.rnk: is no setting; there are kind, layers, towers, seed, rank"),
+    (
+        "expert",
+        {"kind": "adapter", "rank": 4},
+        "expert.rank: is no setting; there are kind, layers, towers, seed, width",
+    ),
     ("tasks", {"adapter": {**TABLE, "txt": "a"}}, "tasks.adapter.txt: is no setting; there are train, validation"),
     ("targets", {"tasks": ["nyt"], "shots": [4], "seed": [0]}, "targets.seed: is no setting; there are tasks, shots"),
     ("targets", {"tasks": ["nyt"], "shots": [4]}, "targets.seeds: is missing"),
-    ("backbone", {"uri": "a", "urk": 1, "url": 2}, "backbone.urk: is no setting; there are uri, pooling, max_tokens"),
+    (
+        "backbone",
+        {"uri": "a", "urk": 1, "url": 2},
+        "backbone.urk: is no setting; there are kind, uri, pooling, max_tokens",
+    ),
     # wrong types and values
     ("training.few.steps", "many", "training.few.steps: found many; input should be a valid integer"),
     ("training.few.steps", 0, "training.few.steps: found 0; input should be greater than or equal to 1"),
@@ -113,7 +121,7 @@ WRONG = [
     ("training.precision", "int8", "training.precision: found int8; input should be 'fp32', 'bf16' or 'fp16'"),
     ("training.zero_stage", 4, "training.zero_stage: found 4; input should be 0, 1, 2 or 3"),
     ("training.shots", {0: {}}, "training.shots.0"),
-    ("backbone", "minilm", "backbone: found minilm; input should be a valid dictionary"),
+    ("backbone", "minilm", "backbone: found minilm; give its settings by name, kind being one of text"),
     ("backbone", {}, "backbone.uri: is missing"),
     ("sweep.top_k", 3, "sweep.top_k: found 3; input should be a valid list"),
     ("targets", {"tasks": ["nyt"], "shots": 4, "seeds": [0]}, "targets.shots: found 4; input should be a valid list"),

@@ -11,7 +11,8 @@ from tinymodel import make_task
 from pitune.config import StudyConfig
 from pitune.errors import PituneError
 from pitune.materials import Materials, sample
-from pitune.plan import Plan
+from pitune.plan import materials_of
+from pitune.store import Store
 from pitune.tasks.task import Slice
 
 
@@ -30,7 +31,7 @@ def materials(tiny_folder: Path, tmp_path: Path) -> Materials:
             "embedding": {"examples": 7},
         }
     )
-    made = Plan.of(config).materials
+    made = materials_of(config, Store(config.study))
     made._tasks = {"movie": make_task("movie", 2, 60)}
     return made
 
@@ -78,7 +79,7 @@ def test_a_worker_finds_relative_paths_from_its_own_folder(
         "targets": ["own@2#0"],
         "sweep": {"top_k": [1]},
     }
-    sent = pickle.dumps(Plan.of(StudyConfig.model_validate(values)).materials)
+    sent = pickle.dumps(materials_of(StudyConfig.model_validate(values), Store("study")))
     monkeypatch.chdir(tmp_path)
     found = pickle.loads(sent)
     own = found.sources["own"]

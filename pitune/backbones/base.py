@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pitune.backbones import cache
 from pitune.errors import PituneError
 from pitune.settings import Settings
 
@@ -108,45 +109,6 @@ class Inputs:
     first: int = 0
     hidden: Tensor | None = None
     embeddings: Tensor | None = None
-
-
-class FrozenCache:
-    """Outputs of what no expert touches, by content; the oldest make room for new ones.
-
-    First in, first out: which outputs are there depends on what was computed, not on what was asked for, so that the
-    workers of a gang, which compute the same, keep the same.
-
-    Args:
-        most: bytes, for the whole process.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most, self.bytes = most, 0
-        self._held: dict[tuple[Any, ...], Tensor] = {}
-
-    def get(self, key: tuple[Any, ...]) -> Tensor | None:
-        """Return what is kept under ``key``, if it is there."""
-        return self._held.get(key)
-
-    def put(self, key: tuple[Any, ...], value: Tensor) -> None:
-        """Keep ``value``, unless it is larger than all the room there is."""
-        size = value.numel() * value.element_size()
-        if key in self._held or size > self.most:
-            return
-        while self.bytes + size > self.most:
-            oldest = self._held.pop(next(iter(self._held)))
-            self.bytes -= oldest.numel() * oldest.element_size()
-        self._held[key] = value
-        self.bytes += size
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._held.clear()
-        self.bytes = 0
-
-
-CACHE = FrozenCache(1 << 30)
-"""The one cache of this process."""
 
 
 class Backbone(nn.Module, ABC):
@@ -268,7 +230,7 @@ class Backbone(nn.Module, ABC):
 
         Rows of the same content are computed once.
         """
-        found = {row.key: CACHE.get((self._number, row.tower, first, row.key)) for row in rows}
+        found = {row.key: cache.CACHE.get((self._number, row.tower, first, row.key)) for row in rows}
         missing = sorted({row.key: row for row in rows if found[row.key] is None}.values(), key=lambda row: row.cost)
         for start in range(0, len(missing), TRUNK_ROWS):
             part = missing[start : start + TRUNK_ROWS]
@@ -278,7 +240,7 @@ class Backbone(nn.Module, ABC):
                 kept = (state if first is None else state[: row.cost]).clone()
                 found[row.key] = kept
                 if row.again:
-                    CACHE.put((self._number, row.tower, first, row.key), kept)
+                    cache.CACHE.put((self._number, row.tower, first, row.key), kept)
         states = [found[row.key] for row in rows]
         return [state for state in states if state is not None]
 

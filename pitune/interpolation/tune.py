@@ -110,21 +110,13 @@ def tune(
     backbone = setting.backbone
     mixture = Mixture(backbone, setting.kind, experts, logits, settings.granularity).to(backbone.device)
     start = mixture.weights().detach().cpu()
-    optimizer = _optimizer(mixture, recipe, settings)
-    # As the engine does for the other methods: small gradients are lost in fp16 unless the loss is scaled.
-    scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.is_fp16)
+    descent = _Descent(setting, mixture, recipe, settings)
     curve: list[dict[str, float]] = []
     best: tuple[float, dict[str, Tensor], Validation] | None = None
     for step, chosen in enumerate(train.order(name, recipe.steps, recipe.batch_size).tolist()):
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * recipe.rate(step) / recipe.learning_rate
-        loss = setting.objective.losses(backbone, mixture, setting.batch(train.take(chosen))).mean()
-        _check_finite(float(loss.detach()), "loss", name, step)
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        scaler.step(optimizer)
-        scaler.update()
-        point = {"step": step + 1, "loss": float(loss.detach()), "validation": math.nan}
+        loss = descent.step(step, train.take(chosen))
+        _check_finite(loss, "loss", name, step)
+        point = {"step": step + 1, "loss": loss, "validation": math.nan}
         reports = report_every is not None and (step + 1) % report_every == 0
         if reports or recipe.validates(step):
             found = validate(setting, mixture, validation)
@@ -146,6 +138,30 @@ def _check_finite(loss: float, what: str, name: str, step: int) -> None:
             f"interpolation of {name}: the {what} is {loss} at step {step + 1}; "
             "lower interpolation.weights_learning_rate or interpolation.experts_rate"
         )
+
+
+class _Descent:
+    """Takes a mixture's optimizer steps."""
+
+    def __init__(self, setting: Setting, mixture: Mixture, recipe: Recipe, settings: InterpolationSettings) -> None:
+        self._setting, self._mixture, self._recipe = setting, mixture, recipe
+        self._optimizer = _optimizer(mixture, recipe, settings)
+        backbone = setting.backbone
+        # As the engine does for the other methods: small gradients are lost in fp16 unless the loss is scaled.
+        self._scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.is_fp16)
+
+    def step(self, step: int, rows: Sequence[Row]) -> float:
+        """Take step ``step`` (from 0) on these rows, unless their loss is not a number; return the loss."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak"] * self._recipe.rate(step) / self._recipe.learning_rate
+        setting = self._setting
+        loss = setting.objective.losses(setting.backbone, self._mixture, setting.batch(rows)).mean()
+        if loss.isfinite():
+            self._optimizer.zero_grad()
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        return float(loss.detach())
 
 
 def _optimizer(mixture: Mixture, recipe: Recipe, settings: InterpolationSettings) -> torch.optim.Optimizer:

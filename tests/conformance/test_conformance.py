@@ -15,7 +15,7 @@ from torch import nn
 
 import pitune
 from pitune.backbones import BACKBONES
-from pitune.backbones.base import CACHE
+from pitune.backbones.cache import CACHE
 from pitune.embedding.fisher import fisher
 from pitune.experts import KINDS, Bank
 from pitune.experts.checkpoint import read, to_files

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tinymodel import MATCH, embed, make_rows, make_task
 
-from pitune.backbones import base
+from pitune.backbones import base, cache
 from pitune.backbones.text import TextBackbone
 from pitune.objectives import Rows
 
@@ -80,17 +80,17 @@ def test_the_trunk_runs_once_per_content_and_the_cache_is_bounded(
         return below(self, inputs, first)
 
     monkeypatch.setattr(TextBackbone, "_below", counting)
-    cache = base.FrozenCache(1 << 20)
-    monkeypatch.setattr(base, "CACHE", cache)
+    kept = cache.FrozenCache(1 << 20)
+    monkeypatch.setattr(cache, "CACHE", kept)
     texts = ["w1 w2", "w3", "w1 w2", "w4 w5 w6"]
     one, other = (tiny.encode_texts(texts) for _ in range(2))  # as two slices with the same text have it
     tiny.inputs(one[:3], {"text": 1})
     tiny.inputs(other[1:], {"text": 1})
     assert ran == [2, 1]
-    assert cache.bytes == sum(4 * 32 * row.cost for row in (one[0], one[1], one[3]))
+    assert kept.bytes == sum(4 * 32 * row.cost for row in (one[0], one[1], one[3]))
 
-    small = base.FrozenCache(4 * 32 * 7)
-    monkeypatch.setattr(base, "CACHE", small)
+    small = cache.FrozenCache(4 * 32 * 7)
+    monkeypatch.setattr(cache, "CACHE", small)
     tiny.inputs(one, {"text": 1})
     assert 0 < small.bytes <= small.most
     tiny.inputs(one, {"text": 1})
