@@ -103,7 +103,7 @@ WRONG = [
     (
         "expert",
         {"kind": "adapter", "rank": 4},
-        "expert.rank: is no setting; there are kind, layers, towers, seed, width",
+        "expert.rank: is no setting; there are kind, layers, towers, seed",
     ),
     ("tasks", {"adapter": {**TABLE, "txt": "a"}}, "tasks.adapter.txt: is no setting; there are train, validation"),
     ("targets", {"tasks": ["nyt"], "shots": [4], "seed": [0]}, "targets.seed: is no setting; there are tasks, shots"),
@@ -111,7 +111,7 @@ WRONG = [
     (
         "backbone",
         {"uri": "a", "urk": 1, "url": 2},
-        "backbone.urk: is no setting; there are kind, uri, pooling, max_tokens",
+        "backbone.urk: is no setting; there are kind, uri, pooling",
     ),
     # wrong types and values
     ("training.few.steps", "many", "training.few.steps: found many; input should be a valid integer"),

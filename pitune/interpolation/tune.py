@@ -107,16 +107,14 @@ def tune(
     Raises:
         PituneError: a loss is not a number.
     """
-    backbone = setting.backbone
-    mixture = Mixture(backbone, setting.kind, experts, logits, settings.granularity).to(backbone.device)
+    mixture = Mixture(setting.backbone, setting.kind, experts, logits, settings.granularity).to(setting.backbone.device)
     start = mixture.weights().detach().cpu()
     descent = _Descent(setting, mixture, recipe, settings)
     curve: list[dict[str, float]] = []
     best: tuple[float, dict[str, Tensor], Validation] | None = None
     for step, chosen in enumerate(train.order(name, recipe.steps, recipe.batch_size).tolist()):
-        loss = descent.step(step, train.take(chosen))
-        _check_finite(loss, "loss", name, step)
-        point = {"step": step + 1, "loss": loss, "validation": math.nan}
+        point = {"step": step + 1, "loss": descent.step(step, train.take(chosen)), "validation": math.nan}
+        _check_finite(point["loss"], "loss", name, step)
         reports = report_every is not None and (step + 1) % report_every == 0
         if reports or recipe.validates(step):
             found = validate(setting, mixture, validation)
