@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pitune.errors import PituneError
+from pitune.signals import stoppable
 
 if TYPE_CHECKING:
     from pitune.config import StudyConfig
@@ -157,14 +158,16 @@ def _cost(rows: float) -> str:
 
 def main() -> None:
     """Run the command line; what a user can mend is one line and exit code 2."""
-    try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except typer.TyperException as error:  # wrong usage
-        _refuse(f"{' '.join(error.format_message().split())} (see pitune --help)")
-    except PituneError as error:
-        _refuse(str(error))
+    with stoppable() as stopped:
+        try:
+            code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        except typer.TyperException as error:  # wrong usage
+            _refuse(f"{' '.join(error.format_message().split())} (see pitune --help)")
+        except PituneError as error:
+            _refuse(str(error))
     if code == STOPPED:
         err.print("pitune: stopped; run the same command to go on")
+        code = stopped.code or code
     sys.exit(code)
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+from pitune import signals
 from pitune.assets import cache_folder
 from pitune.errors import PituneError
 
@@ -90,10 +91,11 @@ def connect(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with contextlib.ExitStack() as stack:
-        if address is None:
-            _start(stack, cpus)
-        else:
-            _join(stack, address)
+        with signals.kept():
+            if address is None:
+                _start(stack, cpus)
+            else:
+                _join(stack, address)
         yield
 
 

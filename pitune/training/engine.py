@@ -2,7 +2,8 @@
 
 What is notable:
 
-- This is the only module that imports DeepSpeed. Nothing is compiled: on a CPU it runs over gloo with torch's AdamW.
+- This is the only module that imports DeepSpeed, and only where something is trained: it takes five seconds.
+- Where the model is, is where it computes: on a CPU over gloo with torch's AdamW, and nothing is compiled.
 - The experts are float32 in every precision: what computes in bf16 or fp16 is the backbone, which sees to it itself.
   DeepSpeed is told float32 and so never skips a step.
 - Nothing couples two experts: no clipping by a norm over all, and one loss scale for each expert. A gradient slice that
@@ -13,10 +14,11 @@ What is notable:
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,21 +29,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pitune.errors import PituneError
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-import deepspeed
-import deepspeed.ops
-from deepspeed.runtime.zero import parameter_offload
-from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
-from deepspeed.utils import logger as deepspeed_logger
+from pitune.training.guard import GradientGuard
 
 TAG = "shards"
 """The name under which DeepSpeed keeps a checkpoint inside the folder that it is given."""
-FIRST_SCALE = 2.0**16
-GROWTH_INTERVAL = 2000
-"""Steps without overflow after which an expert's loss scale doubles (torch's GradScaler has the same numbers)."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +61,30 @@ class EngineSettings:
             raise PituneError(f"weight_decay: {self.weight_decay} found; a number that is at least 0 would be right")
 
 
-def start_distributed() -> None:
-    """Join the process group of this worker, or make one of a single process where there is none.
+def start_distributed(device: torch.device) -> None:
+    """Import DeepSpeed, and join this worker's process group, or make one of a single process where there is none.
 
     Inside a Ray Train worker the group is there already; under ``torchrun`` it is made from the environment; in a
     notebook, a test or a benchmark the process is alone. Calling it again does nothing.
+
+    Args:
+        device: where the model is; that of the first call is this process's.
+
+    Raises:
+        PituneError: DeepSpeed has computed elsewhere in this process.
     """
-    deepspeed_logger.setLevel(logging.ERROR)
+    os.environ.setdefault("DS_ACCELERATOR", device.type)  # read once, by the import
+    import deepspeed
+    import deepspeed.ops
+
+    found = deepspeed.accelerator.get_accelerator().device_name()
+    if found != device.type:
+        raise PituneError(f"the model is on {device.type}, DeepSpeed in this process on {found}; use another process")
+    deepspeed.utils.logger.setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # DeepSpeed's calls
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or it is compiled, which takes minutes
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; Ray Train and torchrun have set it
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "nccl" if device.type == "cuda" else "gloo"
     if not dist.is_initialized():
         if "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ:
             dist.init_process_group(backend)
@@ -111,11 +115,14 @@ class Engine:
         self.settings = settings
         self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         _check_trainable(self._trainable, experts)
-        start_distributed()
-        self._guard = GradientGuard(experts, settings.scale_losses, _device())
-        self._before = _Snapshot(model)
+        self._device = next(model.parameters()).device
+        start_distributed(self._device)
+        self._guard = GradientGuard(experts, settings.scale_losses, self._device)
+        self._before = _Before(model)
         self._guard.watch(self._trainable.values())
         optimizer = torch.optim.AdamW(self._trainable.values(), lr=0.0, weight_decay=settings.weight_decay)
+        import deepspeed
+
         self._engine: Any = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -178,7 +185,7 @@ class Engine:
 
     def mean_over_workers(self, values: Tensor) -> Tensor:
         """Return the mean of every worker's ``values``, on the CPU. All workers must call."""
-        mean = values.detach().to(_device(), torch.float32, copy=True)
+        mean = values.detach().to(self._device, torch.float32, copy=True)
         dist.all_reduce(mean)
         return (mean / dist.get_world_size()).cpu()
 
@@ -218,8 +225,8 @@ class Engine:
             for parameter in self.model.parameters():
                 with self._whole([parameter]):
                     whole = parameter.data.clone()
-                self._before.strip(parameter)
                 parameter.data = whole
+            _forget_modules()
         for parameter in self._trainable.values():
             parameter.grad = None
             parameter.data = parameter.data.clone()  # no longer a view of DeepSpeed's flat buffer
@@ -228,142 +235,50 @@ class Engine:
 
     def _whole(self, parameters: list[nn.Parameter]) -> Any:
         """Return a context in which ``parameters`` have their full shape."""
+        import deepspeed
+
         return deepspeed.zero.GatheredParameters(parameters, enabled=self.settings.zero_stage == 3)
 
 
-class GradientGuard:
-    """Keeps experts apart: a loss scale for each, and a hook on each leaf that zeroes slices that are not finite.
+class _Before:
+    """What a model and torch were before DeepSpeed came, to be what they are again."""
 
-    The hook sees the gradient, (E, …), before it is accumulated, reduced or clipped by anyone.
-
-    Args:
-        experts: E.
-        scaled: whether losses are scaled.
-        device: where the gradients are.
-    """
-
-    def __init__(self, experts: int, scaled: bool, device: torch.device) -> None:
-        self.experts = experts
-        self.scaled = scaled
-        self.scale = torch.full((experts,), FIRST_SCALE if scaled else 1.0, device=device)
-        self._good_steps = torch.zeros(experts, device=device)
-        self._bad = torch.zeros(experts, dtype=torch.bool, device=device)
-        self._inverse = 1.0 / self.scale
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-
-    def watch(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Put the hook on every one of ``parameters``."""
-        self._handles += [parameter.register_hook(self._hook) for parameter in parameters]  # type: ignore[no-untyped-call]
-
-    def release(self) -> None:
-        """Take the hooks away."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def start(self) -> None:
-        """Begin a backward pass with the present scales."""
-        self._inverse = 1.0 / self.scale
-
-    def finish(self) -> Tensor:
-        """End an optimizer step: return the experts, (E,) bool, that were not finite, and adapt their scales."""
-        bad = self._bad.clone()
-        if dist.get_world_size() > 1:
-            flags = bad.to(torch.int32)
-            dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-            bad = flags.bool()
-        self._bad.zero_()
-        if self.scaled:
-            self._good_steps = torch.where(bad, 0.0, self._good_steps + 1.0)
-            grown = self._good_steps >= GROWTH_INTERVAL
-            self.scale = torch.where(bad, (self.scale * 0.5).clamp(min=1.0), self.scale * (1.0 + grown.float()))
-            self._good_steps = torch.where(grown, 0.0, self._good_steps)
-        return bad
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what :meth:`restore` needs."""
-        return {"scale": self.scale, "good_steps": self._good_steps, "bad": self._bad}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take up the state that another guard returned."""
-        self.scale = state["scale"].to(self.scale.device)
-        self._good_steps = state["good_steps"].to(self.scale.device)
-        self._bad = state["bad"].to(self.scale.device)
-
-    def _hook(self, gradient: Tensor) -> Tensor | None:
-        """Return ``gradient`` without its scales and without what is not finite, or None to leave it as it is."""
-        rows = gradient.reshape(self.experts, -1)  # (E, numbers per expert)
-        if self.scaled:
-            rows = rows * self._inverse.unsqueeze(1)
-        bad = ~rows.sum(1).isfinite()  # one pass; a sum that overflows is no gradient either
-        if gradient.is_cuda or bad.any():  # on a GPU, asking would wait for it
-            self._bad |= bad
-            rows = rows.masked_fill(bad.unsqueeze(1), 0.0)
-        elif not self.scaled:
-            return None
-        return rows.view(gradient.shape)
-
-
-class _Snapshot:
-    """What a model looked like before DeepSpeed came: the names of its attributes and the ids of its hooks."""
-
-    HOOKS = (
-        "_forward_hooks",
-        "_forward_pre_hooks",
-        "_backward_hooks",
-        "_backward_pre_hooks",
-        "_forward_hooks_with_kwargs",
-        "_forward_pre_hooks_with_kwargs",
-        "_forward_hooks_always_called",
-    )
+    OWN = vars(nn.Module()).keys()  # where torch keeps a module's parameters and hooks
 
     def __init__(self, model: nn.Module) -> None:
         self._linear = nn.functional.linear
-        self._modules = [
-            (
-                module,
-                set(vars(module)),
-                {name: set(vars(module)[name]) for name in self.HOOKS},
-                type(module._parameters),
-            )
-            for module in model.modules()
-        ]
-        self._parameters = {id(parameter): set(vars(parameter)) for parameter in model.parameters()}
-
-    def strip(self, parameter: nn.Parameter) -> None:
-        """Remove the attributes that ``parameter`` did not have."""
-        for name in set(vars(parameter)) - self._parameters[id(parameter)]:
-            delattr(parameter, name)
+        self._parameters = [(vars(parameter), set(vars(parameter))) for parameter in model.parameters()]
+        self._modules = []
+        for held in map(vars, model.modules()):
+            own = {name: held[name] for name in self.OWN if isinstance(held.get(name), dict)}
+            self._modules.append((held, set(held), [(name, kept, dict(kept)) for name, kept in own.items()]))
 
     def restore(self) -> None:
-        """Remove every attribute and hook that was not there, and what ZeRO-3 leaves in torch and in itself."""
+        """Put back what was there, and remove whatever else there is by now."""
         setattr(nn.functional, "linear", self._linear)  # noqa: B010
-        _forget_modules()
-        for module, names, hooks, kind in self._modules:
-            for name, known in hooks.items():
-                for key in set(vars(module)[name]) - known:
-                    del vars(module)[name][key]
-            if type(module._parameters) is not kind:
-                vars(module)["_parameters"] = kind(module._parameters)
-            for name in set(vars(module)) - names:
-                delattr(module, name)
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    self.strip(parameter)
+        for held, names, own in self._modules:
+            for name, kept, content in own:
+                held[name] = kept
+                kept.clear()
+                kept.update(content)
+            _keep(held, names)
+        for held, names in self._parameters:
+            _keep(held, names)
 
 
-def _device() -> torch.device:
-    """Return where this worker computes."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+def _keep(held: dict[str, Any], names: set[str]) -> None:
+    for name in held.keys() - names:
+        del held[name]
 
 
 def _forget_modules() -> None:
     """Empty the two process-wide places where ZeRO-3 keeps the modules, and so the engines, that it has seen."""
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
     parameter_offload.FWD_MODULE_STACK.clear()
-    cached = vars(PartitionedParameterCoordinator).get("_PartitionedParameterCoordinator__params_to_release")
-    for cell in getattr(cached, "__closure__", None) or ():
-        if hasattr(cell.cell_contents, "cache_clear"):
-            cell.cell_contents.cache_clear()
+    cached = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    inspect.getclosurevars(cached).nonlocals["func"].cache_clear()  # a cache inside a decorator
 
 
 def _deepspeed_config(settings: EngineSettings, trainable: int) -> dict[str, Any]:

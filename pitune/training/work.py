@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 
-import torch.distributed as dist
-
-from pitune.errors import PituneError
 from pitune.experts.checkpoint import to_files
 from pitune.materials import Materials
 from pitune.store import table_bytes
-from pitune.training.engine import EngineSettings
+from pitune.training.engine import EngineSettings, start_distributed
 from pitune.training.loop import Member, PackTraining, Seat, Trained
 from pitune.training.pack import ExpertJob, Pack
 from pitune.training.settings import TrainingSettings
@@ -24,14 +21,15 @@ class ExpertTraining:
         self.checkpoint_every = checkpoint_every
 
     def open(self, seat: Seat) -> None:
-        """Load the backbone; called once per worker."""
+        """Load the backbone and DeepSpeed; called once per worker, before the first pack is known."""
         _ = self.materials.start
+        start_distributed(self.materials.backbone.device)
 
-    def train(self, pack: Pack, seat: Seat) -> None:
+    def train(self, pack: Pack, seat: Seat) -> dict[str, str]:
         """Train ``pack`` and commit, on rank 0, every expert that has come out well.
 
-        Raises:
-            PituneError: the loss of some expert was not a number; the others are committed all the same.
+        Returns:
+            The error of each expert whose loss was not a number, by its artifact.
         """
         began = time.perf_counter()
         outcomes = PackTraining(
@@ -54,11 +52,8 @@ class ExpertTraining:
             for job, outcome in zip(pack.jobs, outcomes, strict=True):
                 if outcome.error is None:
                     self._commit(pack, job, outcome, seconds)
-        if seat.world_size > 1:
-            dist.barrier()  # a worker that raised now would take down rank 0 before it has committed
-        errors = [outcome.error for outcome in outcomes if outcome.error]
-        if errors:
-            raise PituneError("; ".join(errors))
+        pairs = zip(pack.jobs, outcomes, strict=True)
+        return {job.artifacts[0]: outcome.error for job, outcome in pairs if outcome.error is not None}
 
     def _member(self, job: ExpertJob) -> Member:
         examples = sum(len(self.materials.data(chosen).train) for chosen, _ in job.data)

@@ -27,6 +27,7 @@ from pitune.runtime.queue import Snapshot
 from pitune.runtime.room import check_room
 from pitune.runtime.settings import RuntimeSettings
 from pitune.runtime.worker import GangSeat, is_packs_fault
+from pitune.signals import stoppable
 from pitune.store import Job
 
 slow = pytest.mark.slow
@@ -207,7 +208,7 @@ def test_an_interrupt_stops_the_gangs_at_once(ray_session: None, tmp_path: Path)
             interrupted.append(time.monotonic())
             threading.Timer(0.5, _thread.interrupt_main).start()
 
-    with pytest.raises(KeyboardInterrupt):
+    with stoppable(), pytest.raises(KeyboardInterrupt):
         run_packs([Pack("long", sleep=300)], work(tmp_path), settings(), storage(tmp_path), watch)
     assert time.monotonic() - interrupted[0] < 10
 
@@ -324,7 +325,8 @@ def test_an_error_amid_the_handling_of_a_lost_worker_is_not_the_packs() -> None:
 CHILD = """
 import os, sys
 from pitune.runtime.cluster import connect
-with connect(cpus=1):
+from pitune.signals import stoppable
+with stoppable(), connect(cpus=1):
     import ray
     print(ray._private.worker._global_node.get_session_dir_path(), flush=True)
     os.kill(os.getpid(), int(sys.argv[1]))
@@ -335,17 +337,18 @@ with connect(cpus=1):
 
 @slow
 @pytest.mark.kill
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_local_ray_ends_with_its_driver(number: int) -> None:
     root = Path(__file__).parents[2]
     child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(int(number))],
+        ["sh", "-c", 'trap "" INT; exec "$0" "$@"', sys.executable, "-c", CHILD, str(int(number))],  # in background
         capture_output=True,
         text=True,
         timeout=90,
         cwd=root,
         check=False,
     )
+    assert child.returncode != 0 and "Traceback" not in child.stderr.partition("KeyboardInterrupt")[2]
     folder = Path(child.stdout.strip()).parent
     assert folder.name.startswith("pitune-")
     deadline = time.monotonic() + 30

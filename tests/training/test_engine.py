@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pitune.errors import PituneError
-from pitune.training import engine as engine_module
+from pitune.training import guard
 from pitune.training.engine import Engine, EngineSettings
 
 EXPERTS, ROWS, WIDTH, RANK, STEPS, RATE = 3, 5, 16, 2, 6, 1e-2
@@ -179,7 +181,7 @@ def test_each_expert_has_its_own_loss_scale() -> None:
 
 
 def test_a_loss_scale_grows_after_good_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "GROWTH_INTERVAL", 3)
+    monkeypatch.setattr(guard, "GROWTH_INTERVAL", 3)
     with Engine(model("fp16"), settings_for(0, "fp16"), experts=EXPERTS) as engine:
         first = engine.loss_scale
         go(engine, range(2))
@@ -238,6 +240,35 @@ def test_closing_leaves_a_plain_model_and_nothing_behind(stage: Stage) -> None:
     del engine
     gc.collect()
     assert not [o for o in gc.get_objects() if type(o).__name__ == "DeepSpeedEngine"]
+
+
+def test_closing_leaves_what_others_put_on_the_model() -> None:
+    made = model()
+    seen: list[int] = []
+    handle = made.norm.register_forward_hook(lambda *_: seen.append(1))
+    made.note = "kept"  # type: ignore[assignment]
+    with Engine(made, EngineSettings(3), experts=EXPERTS) as engine:
+        go(engine, range(1))
+    seen.clear()
+    made(batches()[0][0])
+    assert seen == [1] and made.note == "kept"
+    handle.remove()
+    made(batches()[0][0])
+    assert seen == [1]
+
+
+def test_it_computes_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # a GPU that the model is not on
+    with Engine(model(), EngineSettings(2), experts=EXPERTS) as engine:
+        go(engine, range(1))
+        assert engine.mean_over_workers(torch.ones(2)).tolist() == [1.0, 1.0]
+    with pytest.raises(PituneError, match="the model is on meta, DeepSpeed in this process on cpu"):
+        Engine(model().to("meta"), EngineSettings(), experts=EXPERTS)
+
+
+def test_deepspeed_is_imported_only_where_something_is_trained() -> None:
+    code = "import sys, pitune.training.work; sys.exit('deepspeed' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
 
 
 def test_an_engine_costs_little() -> None:
