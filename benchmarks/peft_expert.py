@@ -91,9 +91,12 @@ def main() -> None:
     told = json.loads(Path(sys.argv[1]).read_text())
     began = told["began"] if len(sys.argv) < 3 else float(sys.argv[2])
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(told["model"])
-    encoder = AutoModel.from_pretrained(told["model"]).eval()
+    # No dropout: the Trainer turns it on, pitune has none.
+    encoder = AutoModel.from_pretrained(told["model"], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     with torch.no_grad():
+        encoder.eval()
         texts = tokenizer(told["label_texts"], padding=True, return_tensors="pt")
         candidates = embedded(encoder, texts["input_ids"], texts["attention_mask"])
     settings = LoraConfig.from_pretrained(told["adapter"])

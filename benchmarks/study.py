@@ -200,7 +200,7 @@ def specifications(study: Path, folder: Path, bf16: bool) -> Iterator[Path]:
 
 
 def order(name: str, lengths: Sequence[int], steps: int, batch_size: int) -> list[int]:
-    """Return the rows of all steps, one step after another, as pitune takes those of a slice (docs/design.md).
+    """Return the rows of all steps, one step after another, as pitune takes those of a slice.
 
     Rows are shuffled epoch after epoch, by the slice's name; within a run of a few batches long ones come first.
     """

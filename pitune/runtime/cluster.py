@@ -140,7 +140,7 @@ def _start(stack: contextlib.ExitStack, cpus: int | None) -> None:
             logging_level=logging.ERROR,
             _temp_dir=folder,
         )
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises just that where it does not come up in time
         raise PituneError(f"local Ray: does not start ({' '.join(str(error).split())[:300]})") from error
 
 

@@ -88,8 +88,9 @@ class Gangs:
 
     def close(self) -> None:
         """Let the gangs end as soon as nothing is left for them; returns at once."""
-        self._closed = True
-        self._queue.close.remote()
+        if not self._closed:  # a call under way when the queue is ended would make Ray complain
+            self._closed = True
+            self._queue.close.remote()
 
     def snapshot(self) -> Snapshot:
         """Return how far the packs are; where no gang is left, all of them are done or failed."""
