@@ -12,10 +12,11 @@ from tinystudy import make_study
 
 from pitune.config import load_config
 from pitune.plan import Plan
-from pitune.runtime.gangs import GangSettings, run_packs
+from pitune.runtime.gangs import run_packs
+from pitune.runtime.settings import RuntimeSettings
 from pitune.training import engine
 from pitune.training.loop import Alone, Seat
-from pitune.training.pack import make_packs
+from pitune.training.pack import ExpertJob, make_packs
 from pitune.training.work import ExpertTraining
 
 
@@ -45,16 +46,13 @@ def test_two_workers_that_share_out_the_backbone_train_like_one(ray_session: Non
         for stage in "30"
     )
     for plan in (shared, alone):
-        jobs = [job for job in plan.experts() if job.data[0][0].shots]
+        every = [node.job for node in plan.nodes.values() if isinstance(node.job, ExpertJob)]
+        jobs = [job for job in every if job.data[0][0].shots]
         packs = make_packs(jobs, plan.config.training)
         assert len(packs) == 1
         if plan is shared:
-            assert (
-                run_packs(
-                    packs, Sharded(plan.materials, plan.config.training), GangSettings(str(tmp_path / "ray"), workers=2)
-                )
-                == {}
-            )
+            work = Sharded(plan.materials, plan.config.training)
+            assert run_packs(packs, work, RuntimeSettings(workers=2), str(tmp_path / "ray")) == {}
         else:
             ExpertTraining(plan.materials, plan.config.training).train(packs[0], Alone())
     for target in shared.config.targets:
