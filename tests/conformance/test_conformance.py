@@ -69,6 +69,8 @@ def test_merged_equals_mixed(member: Member) -> None:
     if member.kind.kind in plain.KNOWN:
         model = copy.deepcopy(backbone)
         average = plain.mixed(member.kind, experts, weights, model.model)
+        if average is None and objective.kind != "match":
+            return  # the reference for other objectives knows experts, not a changed model
         other = Plain(backbone, member.kind, average or experts[0])
         if average is None:
             other.live = model

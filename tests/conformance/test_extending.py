@@ -1,18 +1,26 @@
-"""The kind that docs/extending.md shows in full, as a new user would add it, through the conformance tests."""
+"""The members that docs/extending.md shows in full, as a new user would add them, through the conformance tests."""
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
+import members
 import pytest
 import test_conformance
 from members import Member
+from tinymodel import save_encoder
+from tinystudy import make_study
 
-from pitune.experts import ExpertKind, checkpoint
+from pitune.config import load_config
+from pitune.experts import KINDS, ExpertKind, checkpoint
+from pitune.methods import METHODS
 from pitune.objectives import OBJECTIVES
+from pitune.results import wrong_scores
+from pitune.study import Study
 
 
 def shown(section: str, name: str, folder: Path) -> Any:
@@ -33,10 +41,51 @@ def test_the_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert issubclass(kind, ExpertKind)
     monkeypatch.setitem(checkpoint.PEFT_TYPES, kind.peft_type, kind)
     for objective in OBJECTIVES:
-        member = Member("bert", kind(layers=2), objective())
-        test_conformance.test_packed_equals_single(member)
-        test_conformance.test_merged_equals_mixed(member)
-        test_conformance.test_exact_fisher_equals_a_loop(member)
-        test_conformance.test_two_files_read_back_and_load(member, tmp_path)
+        conforms(Member("bert", kind(layers=2), objective()), tmp_path)
+
+
+def test_the_objective(tmp_path: Path) -> None:
+    objective = shown("An objective", "Sigmoid", tmp_path)
+    for kind in KINDS:
+        conforms(Member("bert", kind(layers=2), objective()), tmp_path)
+
+
+def test_the_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = shown("A backbone", "MaxTextSettings", tmp_path)
+    folder = save_encoder(tmp_path / "bert", "bert")
+    monkeypatch.setitem(members._ALL, "max_text", lambda: settings(uri="tiny", max_tokens=24).open(folder))
+    for kind in KINDS:
+        conforms(Member("max_text", kind(layers=2), OBJECTIVES[0]()), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None) -> None:
+    """It is a row of the results, a column of the report, and its expert saw the shots and the nearest source."""
+    method = shown("A method", "Joint", tmp_path)
+    monkeypatch.setitem(METHODS, method.name, method())
+    study = Study(load_config(make_study(tmp_path, targets=["alpha@2#0"])))
+    study.run(Silent())
+    (row,) = (row for row in study.store.table("results.parquet").to_pylist() if row["method"] == "joint")
+    assert row["prediction"] == "predictions/alpha@2#0/joint.parquet"
+    manifest = study.store.manifest("rivals/alpha@2#0/joint")
+    assert manifest is not None
+    (own, weight), (source, rest) = manifest["data"]
+    assert (own, weight, rest) == ("alpha@2#0", 0.75, 0.25) and source in ("beta@full#0", "gamma@full#0")
+    assert method.note in html.unescape(study.store.read("report.html").decode())
+    assert not wrong_scores(study.store)
+
+
+class Silent:
+    def show(self, stages: object) -> None:
+        """Tell nobody."""
+
+
+def conforms(member: Member, folder: Path) -> None:
+    """Put a member through what the registered ones are put through."""
+    test_conformance.test_packed_equals_single(member)
+    test_conformance.test_merged_equals_mixed(member)
+    test_conformance.test_exact_fisher_equals_a_loop(member)
+    test_conformance.test_two_files_read_back_and_load(member, folder)
+    if member.kind.neutral:
         test_conformance.test_a_neutral_start_changes_nothing(member)
-        test_conformance.test_live_and_frozen_equals_all_live(member)
+    test_conformance.test_live_and_frozen_equals_all_live(member)
