@@ -26,8 +26,8 @@ from pitune.runtime.gangs import GangLane, run_packs
 from pitune.runtime.queue import Snapshot
 from pitune.runtime.room import check_room
 from pitune.runtime.settings import RuntimeSettings
+from pitune.runtime.signals import stoppable
 from pitune.runtime.worker import GangSeat, is_packs_fault
-from pitune.signals import stoppable
 from pitune.store import Job
 
 slow = pytest.mark.slow
@@ -325,7 +325,7 @@ def test_an_error_amid_the_handling_of_a_lost_worker_is_not_the_packs() -> None:
 CHILD = """
 import os, sys
 from pitune.runtime.cluster import connect
-from pitune.signals import stoppable
+from pitune.runtime.signals import stoppable
 with stoppable(), connect(cpus=1):
     import ray
     print(ray._private.worker._global_node.get_session_dir_path(), flush=True)
