@@ -19,14 +19,15 @@ from typing import Any, Generic, Protocol, Self
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pitune.errors import one_line
 from pitune.runtime.cluster import NAMESPACE
+from pitune.runtime.controller import FixedSize, Registration
 from pitune.runtime.lane import N, name_of
-from pitune.runtime.queue import Named, PackQueue, Snapshot
-from pitune.runtime.registration import Registration
+from pitune.runtime.queue import Named, PackQueue, Parcel, Snapshot
 from pitune.runtime.room import check_room, gang_count
 from pitune.runtime.settings import RuntimeSettings
 from pitune.runtime.worker import PackWork, work_through
@@ -74,7 +75,7 @@ class Gangs:
         self._queue = PackQueue.options(
             name=f"queue-{uuid.uuid4().hex[:8]}", namespace=NAMESPACE, scheduling_strategy=here
         ).remote()
-        self._packs: dict[str, Any] = {}
+        self._packs: dict[str, Parcel] = {}
         self._closed = False
         self._last: Snapshot | None = None
         self._controllers: dict[str, Any] = {}
@@ -83,8 +84,9 @@ class Gangs:
 
     def add(self, packs: Sequence[Any]) -> None:
         """Queue more packs; returns at once."""
-        self._packs.update({pack.name: pack for pack in packs})
-        self._queue.add.remote(list(packs))
+        parcels = {pack.name: Parcel.of(pack) for pack in packs}
+        self._packs |= parcels
+        self._queue.add.remote(list(parcels.values()))
 
     def close(self) -> None:
         """Let the gangs end as soon as nothing is left for them; returns at once."""
@@ -167,6 +169,16 @@ class _Gang:
             ray.get(self._queue.lost.remote(self.name))
 
 
+class _GangTrainer(TorchTrainer):
+    """A trainer whose controller starts no actors that gangs have no use for: two seconds of imports for each."""
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        scaling: Any = self.scaling_config
+        parts["scaling_policy"] = FixedSize(scaling)
+        parts["callbacks"] = [one for one in parts["callbacks"] if not isinstance(one, DatasetsCallback)]
+        return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
+
+
 def _trainer(name: str, queue: Any, work: Any, settings: RuntimeSettings, storage: str) -> TorchTrainer:
     """Return the trainer that is one gang."""
     resources = {"CPU": SHARE * settings.cpus_per_worker}
@@ -184,7 +196,7 @@ def _trainer(name: str, queue: Any, work: Any, settings: RuntimeSettings, storag
         num_workers=settings.workers, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources
     )
     config = {"queue": queue, "gang": name, "work": work, "threads": settings.cpus_per_worker}
-    return TorchTrainer(work_through, train_loop_config=config, scaling_config=scaling, run_config=run)
+    return _GangTrainer(work_through, train_loop_config=config, scaling_config=scaling, run_config=run)
 
 
 @dataclass

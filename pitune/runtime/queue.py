@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import ray
+from ray import cloudpickle
 
 Wait = Literal["wait"]
 WAIT: Wait = "wait"
@@ -30,6 +31,23 @@ class Named(Protocol):
 
 
 P = TypeVar("P", bound=Named)
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A pack as the queue's actor holds it: it need not know, nor import, what is in there."""
+
+    name: str
+    content: bytes
+
+    @classmethod
+    def of(cls, pack: Named) -> Parcel:
+        """Wrap a pack."""
+        return cls(pack.name, cloudpickle.dumps(pack))  # type: ignore[no-untyped-call]
+
+    def opened(self) -> Any:
+        """Return the pack."""
+        return cloudpickle.loads(self.content)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ import ray.train
 import torch
 import torch.distributed as dist
 from pyarrow import fs
-from ray import cloudpickle
 
 from pitune.errors import PituneError, one_line
 from pitune.runtime.queue import WAIT, Named
@@ -160,13 +159,13 @@ def _claim_and_train(queue: Any, gang: str, work: Any, threads: int) -> None:
 def _claimed(queue: Any, gang: str, rank: int, shared: _Shared) -> Iterator[Any]:
     """Yield the packs that rank 0 claims, on every rank; wait while there is none but more may come."""
     while True:
-        pack = shared(ray.get(queue.claim.remote(gang)) if rank == 0 else None)
-        if pack is None:
+        found = shared(ray.get(queue.claim.remote(gang)) if rank == 0 else None)
+        if found is None:
             return
-        if pack == WAIT:
+        if found == WAIT:
             time.sleep(IDLE_SECONDS)
         else:
-            yield pack
+            yield found.opened()
 
 
 def _train(pack: Any, work: Any, seat: GangSeat, queue: Any) -> None:
@@ -200,7 +199,6 @@ class _Shared:
         """Return rank 0's ``value`` on every rank."""
         if dist.get_world_size() == 1:
             return value
-        # torch's own pickling knows no class of a script or a notebook
-        box = [cloudpickle.dumps(value)]  # type: ignore[no-untyped-call]
+        box = [value]
         dist.broadcast_object_list(box, src=0, group=self._group)
-        return cloudpickle.loads(box[0])
+        return box[0]

@@ -1,4 +1,7 @@
-"""What runs inside the actor that controls a gang; a module of its own, for that actor should import little."""
+"""What runs inside the actor that controls a gang; a module of its own, for that actor should import little.
+
+Workers are started after their controller, whose own start is thus part of every gang's.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 
 class Registration(ControllerCallback):
@@ -32,3 +36,16 @@ class Registration(ControllerCallback):
     def _tell(self) -> None:
         if self._controller is not None:
             self._queue.register.remote(self._gang, self._controller)
+
+
+class FixedSize(FixedScalingPolicy):
+    """A gang has as many workers as it has; their placement group is all that a cluster needs to know of them.
+
+    Ray Train's own policy asks for the same through an actor of Ray Data's, and waits for that actor to start.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Ask for nothing."""
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
