@@ -115,9 +115,13 @@ class Killer:
                 continue
             time.sleep(self.random.uniform(0, STEPS * SECONDS_A_STEP * 0.8))
             rank = len(self.kills) % SETTINGS.workers
-            os.kill(int(pids[rank].read_text()), signal.SIGKILL)
-            for pid in pids:
-                pid.unlink()
+            try:
+                os.kill(int(pids[rank].read_text()), signal.SIGKILL)
+            except ProcessLookupError:  # the note of a gang that had gone on to this pack when it was killed
+                continue
+            finally:
+                for pid in self.folder.glob("*.pid"):
+                    pid.unlink()
             self.kills.append((run.pack, rank))
             self.last = time.monotonic()
             print(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pitune.errors import PituneError
-from pitune.runtime.signals import stoppable
+from pitune.signals import stoppable
 
 if TYPE_CHECKING:
     from pitune.config import StudyConfig

@@ -23,7 +23,7 @@ LAYERS = (
     "backbones",
     "tasks",
     "store assets",
-    "progress settings errors",
+    "progress settings errors signals",
 )
 """From above to below; arrows go down. What stands in one line may know each other, but for :data:`APART`."""
 APART = {

@@ -23,9 +23,9 @@ from pathlib import Path
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+from pitune import signals
 from pitune.assets import cache_folder
 from pitune.errors import PituneError
-from pitune.runtime import signals
 
 NAMESPACE = "pitune"
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -140,7 +140,7 @@ def _start(stack: contextlib.ExitStack, cpus: int | None) -> None:
             logging_level=logging.ERROR,
             _temp_dir=folder,
         )
-    except Exception as error:  # Ray raises the bare class where a busy machine takes too long
+    except Exception as error:  # Ray raises just that where it does not come up in time
         raise PituneError(f"local Ray: does not start ({' '.join(str(error).split())[:300]})") from error
 
 

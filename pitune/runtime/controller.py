@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import ray
-from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 
-class Registration(ControllerCallback):
-    """Tells the queue which actor controls a gang; Ray Train itself offers no handle to stop a run by.
+class Registration(ControllerCallback, WorkerGroupCallback):
+    """Tells the queue which actor controls a gang, and what room the gang has: handles to stop and to free it by.
+
+    Ray Train itself offers none, and Ray keeps the room of a dead controller for as long as the driver lives.
 
     Args:
         queue: the queue's actor.
@@ -23,10 +25,16 @@ class Registration(ControllerCallback):
     def __init__(self, queue: Any, gang: str) -> None:
         self._queue, self._gang = queue, gang
         self._controller: Any = None
+        self._room: Any = None
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Ray Train calls this in the controller."""
         self._controller = ray.get_runtime_context().current_actor
+        self._tell()
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Ray Train calls this in the controller, for every group of workers that it starts."""
+        self._room = worker_group.get_worker_group_state().placement_group_handle.placement_group
         self._tell()
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
@@ -35,7 +43,7 @@ class Registration(ControllerCallback):
 
     def _tell(self) -> None:
         if self._controller is not None:
-            self._queue.register.remote(self._gang, self._controller)
+            self._queue.register.remote(self._gang, self._controller, self._room)
 
 
 class FixedSize(FixedScalingPolicy):

@@ -8,6 +8,7 @@ the backbone overlap with the driver's planning, wait for packs, and end when th
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 import uuid
@@ -20,19 +21,23 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pitune.errors import one_line
 from pitune.runtime.cluster import NAMESPACE
 from pitune.runtime.controller import FixedSize, Registration
 from pitune.runtime.lane import N, name_of
-from pitune.runtime.queue import Named, PackQueue, Parcel, Snapshot
+from pitune.runtime.queue import TRIES, Named, PackQueue, Parcel, Snapshot
 from pitune.runtime.room import check_room, gang_count
 from pitune.runtime.settings import RuntimeSettings
 from pitune.runtime.worker import PackWork, work_through
 from pitune.store import Job
 
+UNUSED = (DatasetsCallback, PlacementGroupCleanerCallback)
+"""They start actors: one serves Ray Data's sets, one frees the room of a dead controller, as the driver does here."""
 SHARE = 0.6
 """What a gang's worker takes of ``cpus_per_worker`` and ``gpus_per_worker``: tasks and trials fit beside it, another
 gang's worker does not."""
@@ -122,6 +127,8 @@ class Gangs:
         deadline = time.monotonic() + wait
         while self.are_alive() and time.monotonic() < deadline:
             time.sleep(0.1)
+        for gang in self._gangs:
+            gang.stopped = True
         deadline = time.monotonic() + STOP_SECONDS
         while self.are_alive() and time.monotonic() < deadline:
             with contextlib.suppress(ray.exceptions.GetTimeoutError):  # the queue is just starting too
@@ -153,29 +160,41 @@ class _Gang:
     def __init__(self, name: str, queue: Any, work: Any, settings: RuntimeSettings, storage: str) -> None:
         self.name = name
         self.error = ""
+        self.stopped = False
         self._queue = queue
-        self._trainer = _trainer(name, queue, work, settings, storage)
+        self._new = functools.partial(_trainer, name, queue, work, settings, storage)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.is_alive = self._thread.is_alive
         self._thread.start()
 
     def _run(self) -> None:
-        """Wait for the gang's end, whichever it is."""
-        try:
-            self._trainer.fit()
-        except Exception as error:  # whatever it is, it ends this gang and no other
-            self.error = one_line(error)
+        """Wait for the gang's end, whichever it is; where its controller has died, start another."""
+        for _ in range(TRIES):
+            try:
+                self._new().fit()
+                break
+            except Exception as error:  # whatever it is, it ends this gang and no other
+                self.error = one_line(error)
+            self._free()
+            if self.stopped:
+                return
+        self._free()
+
+    def _free(self) -> None:
+        """Give back the gang's pack and its room."""
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(self._queue.lost.remote(self.name))
+            room = ray.get(self._queue.lost.remote(self.name))
+            if room is not None:
+                remove_placement_group(room)
 
 
 class _GangTrainer(TorchTrainer):
-    """A trainer whose controller starts no actors that gangs have no use for: two seconds of imports for each."""
+    """A trainer whose controller starts no actor that gangs have no use for: each of them imports for two seconds."""
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         scaling: Any = self.scaling_config
         parts["scaling_policy"] = FixedSize(scaling)
-        parts["callbacks"] = [one for one in parts["callbacks"] if not isinstance(one, DatasetsCallback)]
+        parts["callbacks"] = [one for one in parts["callbacks"] if not isinstance(one, UNUSED)]
         return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
 
 

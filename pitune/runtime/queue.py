@@ -108,6 +108,7 @@ class _Crew:
     error: str = ""
     last: str = ""
     controller: Any = None
+    room: Any = None
 
 
 @dataclass
@@ -175,9 +176,10 @@ class Queue(Generic[P]):
 
     # --- for the gangs -----------------------------------------------------------------------------------------
 
-    def register(self, gang: str, controller: Any) -> None:
-        """Keep the handle of the actor that runs ``gang``, for the driver to stop it by."""
-        self._crew(gang).controller = controller
+    def register(self, gang: str, controller: Any, room: Any) -> None:
+        """Keep the actor that runs ``gang``, for the driver to stop it by, and its room, if it has one, to free it."""
+        crew = self._crew(gang)
+        crew.controller, crew.room = controller, room
 
     def enter(self, gang: str) -> bool:
         """Say whether ``gang`` may start (again): not after :meth:`reject`, nor after ``tries`` deaths in a row."""
@@ -249,11 +251,18 @@ class Queue(Generic[P]):
                 self._got_further(entry.gang, starts=0)  # several workers start again after it
             entry.state, entry.gang, entry.error = "failed", None, error
 
-    def lost(self, gang: str) -> None:
-        """Note that ``gang`` is gone for good: its pack waits again, or has failed if it was tried often enough."""
+    def lost(self, gang: str) -> Any:
+        """Note that ``gang`` is gone: its pack waits again, or has failed if it was tried often enough.
+
+        Returns:
+            The room that it had, if it had any.
+        """
         held = self._held(gang)
         if held is not None:
             self._release(held)
+        crew = self._crew(gang)
+        room, crew.room = crew.room, None
+        return room
 
     def _crew(self, gang: str) -> _Crew:
         return self._crews.setdefault(gang, _Crew())

@@ -26,8 +26,8 @@ from pitune.runtime.gangs import GangLane, run_packs
 from pitune.runtime.queue import Snapshot
 from pitune.runtime.room import check_room
 from pitune.runtime.settings import RuntimeSettings
-from pitune.runtime.signals import stoppable
 from pitune.runtime.worker import GangSeat, is_packs_fault
+from pitune.signals import stoppable
 from pitune.store import Job
 
 slow = pytest.mark.slow
@@ -277,9 +277,18 @@ def test_a_lane_serves_all_that_comes_and_outlives_its_queue(ray_session: None, 
         ray.kill(lane._gangs._queue, no_restart=False)
         assert wait_for(lane, 4) == dict.fromkeys(("long1", "long2", "b", "c"))
         assert lane.unfinished() == 0 and not lane.running()
+        assert len(made.notes("open")) == 1  # one gang, warm from the first to the last
+        lane.add([node("long3")])
+        while not lane.running():
+            lane.finished()
+        for controller in lane._gangs.snapshot().controllers.values():
+            ray.kill(controller)
         lane.add([node("d")])
-        assert wait_for(lane, 1) == {"d": None}
-    assert len(made.notes("open")) == 1  # one gang, warm from the first to the last
+        assert wait_for(lane, 2) == {"long3": None, "d": None}
+    assert len(made.notes("open")) == 2
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 2
 
 
@@ -325,7 +334,7 @@ def test_an_error_amid_the_handling_of_a_lost_worker_is_not_the_packs() -> None:
 CHILD = """
 import os, sys
 from pitune.runtime.cluster import connect
-from pitune.runtime.signals import stoppable
+from pitune.signals import stoppable
 with stoppable(), connect(cpus=1):
     import ray
     print(ray._private.worker._global_node.get_session_dir_path(), flush=True)

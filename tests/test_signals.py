@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tinystudy import make_study
 
-from pitune.runtime.signals import kept, stoppable
+from pitune.signals import kept, stoppable
 from pitune.store import Store
 
 
