@@ -1,0 +1,126 @@
+"""The lane of gangs on a real, local Ray: what comes and goes while it is open, and whose fault an error is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+import torch.distributed as dist
+from toygangs import Pack, settings, storage, work
+
+from pitune.errors import PituneError
+from pitune.runtime.gangs import GangLane
+from pitune.runtime.worker import is_packs_fault
+from pitune.store import Job
+
+slow = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Node:
+    job: Job
+    cost: float = 1.0
+    make: None = None
+    together: None = None
+
+
+def node(name: str) -> Node:
+    return Node(Job((name,), {"makes": name}))
+
+
+def pairs(jobs: Sequence[Job]) -> list[Pack]:
+    """Two jobs a pack, named after the first; what a name says, its pack does."""
+    packs = []
+    for start in range(0, len(jobs), 2):
+        part = tuple(jobs[start : start + 2])
+        name = part[0].artifacts[0]
+        sleep = 3.0 if name.startswith("long") else 0.0
+        kill = 1 if name.startswith("mortal") else None
+        packs.append(Pack(name, error="clear" if name == "bad" else "", jobs=part, sleep=sleep, kill_rank=kill))
+    return packs
+
+
+def wait_for(lane: GangLane[Node], count: int, seconds: float = 180.0) -> dict[str, str | None]:
+    ended: dict[str, str | None] = {}
+    deadline = time.monotonic() + seconds
+    while len(ended) < count and time.monotonic() < deadline:
+        ended |= {one.job.artifacts[0]: error for one, error in lane.finished()}
+        time.sleep(0.05)
+    return ended
+
+
+@slow
+@pytest.mark.kill
+def test_a_lane_serves_all_that_comes_and_outlives_its_queue(ray_session: None, tmp_path: Path) -> None:
+    made = work(tmp_path)
+    began = time.monotonic()
+    with GangLane[Node](made, pairs, settings(), storage(tmp_path)) as lane:
+        assert time.monotonic() - began < 2  # nobody waits for a gang
+        assert lane.finished() == [] and lane.unfinished() == 0
+        lane.add([node(name) for name in ("bad", "bad2", "a", "sick")])
+        assert lane.unfinished() == 4
+        assert wait_for(lane, 4) == {"bad": "clear", "bad2": "clear", "a": None, "sick": "its loss is nan"}
+        lane.add([node(name) for name in ("long1", "long2", "b", "c")])
+        while not lane.running():
+            lane.finished()
+        assert set(lane.running()) == {"long1", "long2"}
+        ray.kill(lane._gangs._queue, no_restart=False)
+        assert wait_for(lane, 4) == dict.fromkeys(("long1", "long2", "b", "c"))
+        assert lane.unfinished() == 0 and not lane.running()
+        assert len(made.notes("open")) == 1  # one gang, warm from the first to the last
+        lane.add([node("long3")])
+        while not lane.running():
+            lane.finished()
+        for controller in lane._gangs.snapshot().controllers.values():
+            ray.kill(controller)
+        lane.add([node("d")])
+        assert wait_for(lane, 2) == {"long3": None, "d": None}
+    assert len(made.notes("open")) == 2
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray.available_resources()["CPU"] == 2
+
+
+@slow
+@pytest.mark.kill
+def test_the_survivor_of_a_killed_worker_does_not_fail_the_pack(ray_session: None, tmp_path: Path) -> None:
+    with GangLane[Node](work(tmp_path), pairs, settings(workers=2), storage(tmp_path)) as lane:
+        lane.add([node(f"mortal{index}") for index in range(4)])
+        assert wait_for(lane, 4, 400) == {f"mortal{index}": None for index in range(4)}
+    assert (tmp_path / "results" / "mortal0-died").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (PituneError("expert x: the loss is nan"), True),
+        (ValueError("a bug"), True),
+        (RuntimeError("shape mismatch"), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (dist.DistBackendError("NCCL error"), False),
+        (dist.DistNetworkError("recvValue failed"), False),
+        (RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:40000"), False),
+        (RuntimeError("[gloo/transport/tcp/pair.cc] Read error: Connection reset by peer"), False),
+        (RuntimeError("[unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation to complete"), False),
+        (ConnectionResetError("peer"), False),
+        (ray.exceptions.ActorDiedError(), False),
+    ],
+)
+def test_only_a_packs_own_fault_fails_it(error: Exception, fault: bool) -> None:
+    assert is_packs_fault(error, workers=2) is fault
+
+
+def test_an_error_amid_the_handling_of_a_lost_worker_is_not_the_packs() -> None:
+    try:
+        try:
+            raise dist.DistBackendError("gone")
+        except RuntimeError:
+            raise KeyError("clean-up") from None
+    except KeyError as error:
+        assert not is_packs_fault(error, workers=2)
