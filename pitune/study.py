@@ -14,7 +14,6 @@ from pitune.config import StudyConfig
 from pitune.errors import PituneError
 from pitune.plan import Lane, Plan, materials_of
 from pitune.progress import Stage
-from pitune.report import write_report
 from pitune.runtime.cluster import connect
 from pitune.runtime.lanes import Lanes, open_lanes
 from pitune.store import Store
@@ -74,6 +73,8 @@ class Study:
                 with self._opener(self.plan, wanted) as lanes:
                     make_all(self.plan, lanes, progress)
                     _raise(self.plan)
+                from pitune.report import write_report  # brings matplotlib, which nothing before needs
+
                 write_report(self.store)
 
     def _check(self, stack: ExitStack, address: str | None) -> None:
