@@ -209,7 +209,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
         ("training.few.steps", "--set training.few.steps: found no value; write --set training.few.steps=30"),
         ("training.few.stepz=3", "training.few.stepz: is no setting"),
         ("sources.movie=3", "cannot be put together"),
-        ("training.few.steps=[1", "cannot be put together"),
+        ("training.few.steps=[1", "cannot be read as YAML"),
     ],
 )
 def test_wrong_overrides_are_one_line(override: str, says: str, tmp_path: Path) -> None:

@@ -100,7 +100,12 @@ def _together(text: str, values: dict[str, Any], overrides: Sequence[str]) -> di
     if not overrides and "${" not in text:
         return values
     for override in overrides:
-        _check_form(override.split("=", 1)[1])
+        try:
+            _check_form(override.split("=", 1)[1])
+        except (ValueError, yaml.YAMLError) as error:
+            raise PituneError(
+                f"--set {shown(override)}: cannot be read as YAML ({tidy(reason(error), 200)})"
+            ) from error
     references = sum(len(re.findall(r"\$\{(?!oc\.env:)", part)) for part in (text, *overrides))
     if references > MOST_REFERENCES:
         raise ValueError(f"found {references} references to other settings; a study has at most {MOST_REFERENCES}")

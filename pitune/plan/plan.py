@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pitune import methods  # not its names: a method's file may know the plan, and come first
 from pitune.config import StudyConfig
 from pitune.embedding.graph import TaskGraph
 from pitune.interpolation.scoring import ScoringJob
 from pitune.materials import Materials
-from pitune.methods import METHODS, Method
 from pitune.plan.builder import GRAPH, Builder, Sketch, Waits
 from pitune.plan.facts import Facts
 from pitune.plan.node import Item, Lane, Node, State
@@ -20,6 +20,7 @@ from pitune.tasks.task import Slice
 
 LAST = ("predictions", "results")
 """Stages that come after those of the methods."""
+Wanted = list[tuple[methods.base.Method, Slice]]
 Built = dict[tuple[str, Slice], Node]  # predictions by method and target
 
 
@@ -49,7 +50,7 @@ class Plan:
         self._failed: dict[str, str] = {}
         self._counts: dict[str, list[int]] = {}  # by stage: nodes, and those that are there
         self._predictions: Built = {}
-        self._waits: list[tuple[Method, Slice]] = []
+        self._waits: Wanted = []
         self.sketched: dict[str, Node] = {}
         self._builder = Builder(self.facts)
         self._plant()
@@ -83,7 +84,7 @@ class Plan:
         for one in sorted(chosen, key=self._turn):
             self._builder.expert(one)
         graph = self._builder.graph()
-        self._waits = [(method, target) for method in METHODS.values() for target in self.facts.targets]
+        self._waits = [(method, target) for method in methods.METHODS.values() for target in self.facts.targets]
         self._enter()
         if self._is_done(graph):
             self.grow()
@@ -108,7 +109,7 @@ class Plan:
         predictions = dict(self._predictions)
         _build(sketch, self._waits, predictions)
         last = sketch if self._waits else self._builder
-        last.results([(t, m, predictions[m, t]) for t in self.facts.targets for m in METHODS])
+        last.results([(t, m, predictions[m, t]) for t in self.facts.targets for m in methods.METHODS])
         self.sketched = dict(list(sketch.nodes.items())[len(self._builder.nodes) :]) if self._waits else {}
         self._enter()
         self._count()
@@ -247,10 +248,12 @@ def materials_of(config: StudyConfig, store: Store) -> Materials:
     )
 
 
-def _build(builder: Builder, wanted: list[tuple[Method, Slice]], predictions: Built) -> list[tuple[Method, Slice]]:
+def _build(
+    builder: Builder, wanted: list[tuple[methods.Method, Slice]], predictions: Built
+) -> list[tuple[methods.Method, Slice]]:
     """Build methods' nodes and note their predictions; return what waits for the graph."""
-    waits: list[tuple[Method, Slice]] = []
-    experts: list[tuple[Method, Slice, Node | None]] = []
+    waits: Wanted = []
+    experts: list[tuple[methods.Method, Slice, Node | None]] = []
     for method, target in wanted:
         try:
             experts.append((method, target, method.build(builder, target)))

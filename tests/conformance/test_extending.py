@@ -5,6 +5,9 @@ from __future__ import annotations
 import html
 import importlib.util
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from members import Member
 from tinymodel import save_encoder
 from tinystudy import make_study
 
+import pitune
 from pitune.config import load_config
 from pitune.experts import KINDS, ExpertKind, checkpoint
 from pitune.methods import METHODS
@@ -23,12 +27,17 @@ from pitune.results import wrong_scores
 from pitune.study import Study
 
 
+def block(section: str) -> str:
+    """Return the first block of code of a section."""
+    text = (Path(__file__).parents[2] / "docs/extending.md").read_text()
+    found = re.search(rf"^## {section}\n.*?```python\n(.*?)```", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
 def shown(section: str, name: str, folder: Path) -> Any:
     """Write the first block of code of a section into a file of its own, and return what it calls ``name``."""
-    text = (Path(__file__).parents[2] / "docs/extending.md").read_text()
-    block = re.search(rf"^## {section}\n.*?```python\n(.*?)```", text, re.MULTILINE | re.DOTALL)
-    assert block is not None
-    (folder / "shown.py").write_text(block[1])
+    (folder / "shown.py").write_text(block(section))
     spec = importlib.util.spec_from_file_location("shown", folder / "shown.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -73,6 +82,21 @@ def test_the_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session
     assert (own, weight, rest) == ("alpha@2#0", 0.75, 0.25) and source in ("beta@full#0", "gamma@full#0")
     assert method.note in html.unescape(study.store.read("report.html").decode())
     assert not wrong_scores(study.store)
+
+
+def test_a_method_may_be_imported_first(tmp_path: Path) -> None:
+    """A file and a line, in a copy of the package: a worker that unpickles a method's stage imports methods first."""
+    shutil.copytree(Path(pitune.__file__).parent, tmp_path / "pitune", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "pitune/methods/joint.py").write_text(block("A method"))
+    registry = tmp_path / "pitune/methods/__init__.py"
+    text = registry.read_text()
+    assert "ZeroShot()," in text
+    registry.write_text(
+        "from pitune.methods.joint import Joint\n" + text.replace("ZeroShot(),", "ZeroShot(), Joint(),")
+    )
+    for first in ("pitune.methods.uniform", "pitune.methods.joint", "pitune.plan", "pitune.cli"):
+        code = f"import {first}, pitune.plan; from pitune.methods import METHODS; assert 'joint' in METHODS"
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
 class Silent:
