@@ -34,7 +34,7 @@ class Told:
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start no Ray, and draw no report of what is made up."""
-    monkeypatch.setattr(study_module, "write_report", lambda store: None)
+    monkeypatch.setattr("pitune.report.write_report", lambda store: None)
     monkeypatch.setattr(study_module, "connect", lambda address: contextlib.nullcontext())
     monkeypatch.setattr(study_module, "LOOK_SECONDS", 0.0)
 

@@ -68,7 +68,11 @@ class Place:
 
     def listing(self) -> dict[str, int]:
         """Return the size in bytes of every file under the root, by path."""
-        infos = self.fs.get_file_info(fs.FileSelector("", recursive=True, allow_not_found=True))
+        selector = fs.FileSelector("", recursive=True, allow_not_found=True)
+        try:
+            infos = self.fs.get_file_info(selector)
+        except FileNotFoundError:  # a folder came or went meanwhile
+            infos = self.fs.get_file_info(selector)
         return {info.path: info.size for info in infos if info.type == fs.FileType.File}
 
     def write(self, path: str, data: bytes) -> None:

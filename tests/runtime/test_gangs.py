@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import _thread
+import itertools
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -49,7 +51,8 @@ def test_a_failed_pack_leaves_the_others_and_the_gang_alone(alone: Work) -> None
 @slow
 def test_orchestration_costs_less_than_a_second_a_pack(alone: Work) -> None:
     begun = [note["at"] for note in alone.notes("begun")]
-    assert (begun[-1] - begun[0]) / (len(begun) - 1) < 1.0  # with an engine and six steps of training in it
+    # With an engine and six steps of training in it; the first pack has DeepSpeed's import in it as well.
+    assert statistics.median(after - before for before, after in itertools.pairwise(begun)) < 1.0
 
 
 @slow
