@@ -79,13 +79,12 @@ def _score(materials: Materials, jobs: Sequence[ScoringJob], rows: Rows) -> None
             for example, label, prediction, value in zip(examples, truth, predictions, sure, strict=True)
         ]
         facts = {"metric": task.metric, "value": METRICS[task.metric](truth, predictions), "examples": len(examples)}
-        for artifact in job.artifacts:
-            materials.store.commit(
-                artifact,
-                {"": table_bytes(table)},
-                job.fingerprint,
-                inputs=job.inputs,
-                expert=job.expert,
-                seconds=seconds,
-                **facts,
-            )
+        materials.store.commit(
+            job.artifacts[0],
+            {"": table_bytes(table)},
+            job.fingerprint,
+            inputs=job.inputs,
+            expert=job.expert,
+            seconds=seconds,
+            **facts,
+        )

@@ -60,11 +60,6 @@ class Facts:
         """Return how a slice is trained."""
         return self.config.training.recipe(chosen)
 
-    def rows(self, chosen: Slice) -> int:
-        """Return how many rows training on a slice takes."""
-        recipe = self.recipe(chosen)
-        return recipe.steps * recipe.batch_size
-
     def dump(self, settings: Settings) -> dict[str, Any]:
         """Return a section of the configuration as JSON values; the same section gives the same object."""
         key = id(settings)  # all of them are the configuration's, which lives as long
