@@ -4,10 +4,11 @@
     python benchmarks/plan.py --sizes 200 1000 --rounds 1
 
 A study of N slices has a full source for each of its tasks (100; 20 of the smallest study) and few-shot targets for the
-rest, and eight methods: those of pitune and two made up here. Tasks are tables of a few lines, the backbone is a folder
-that nobody opens, and the store has every second artifact with a manifest as a run would write it. What is measured is
-reading the configuration and listing the plan with the state of every artifact, as ``pitune plan`` does, each time in a
-process of its own, the sizes taking turns. Exits with 1 where a bound is missed. Takes about six minutes.
+rest, and eight methods of one trial each: six of pitune and two made up here. Tasks are tables of a few lines, the
+backbone is a folder that nobody opens, and the store has every second artifact with a manifest as a run would write it.
+What is measured is reading the configuration and listing the plan with the state of every artifact, as ``pitune plan``
+does, each time in a process of its own, the sizes taking turns. Exits with 1 where a bound is missed. Takes about six
+minutes.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ MEMORY = 2.0
 """GiB that planning may take, the interpreter and all that is imported included."""
 GROWTH = 1.5
 """How much more a slice of the largest study may cost than one of the second smallest."""
+METHODS = ("zero_shot", "single", "uniform", "nearest", "second", "joint", "pi", "full")
 GRAPH = "graph.parquet"
 
 
@@ -58,6 +60,8 @@ def write_study(folder: Path, slices: int) -> Path:
             for task in tasks
         },
         "sources": tasks,
+        "methods": list(METHODS),
+        "sweep": {"trials": 1},
         "targets": {"tasks": tasks, "shots": [4], "seeds": list(range(slices // len(tasks) - 1))},
     }
     path = folder / "study.yaml"
@@ -130,9 +134,9 @@ def planned(config: Path) -> Any:
 
 def register() -> None:
     """Add two methods to pitune's own."""
-    from pitune.methods import METHODS, Method
+    from pitune import methods
 
-    class Second(Method):
+    class Second(methods.Method):
         """Tuning from the second nearest source's expert."""
 
         name, title, note, sees = "second", "second", "started from the second nearest source's expert", "shots"
@@ -141,7 +145,7 @@ def register() -> None:
             """Build an expert of the target's slice that starts from the second nearest source's."""
             return plan.expert(target, plan.neighbours(target, 2)[1].expert, f"baselines/{target}/second")
 
-    class Joint(Method):
+    class Joint(methods.Method):
         """One expert of the target's shots and the nearest source's examples."""
 
         name, title, note, sees = "joint", "joint", "one expert of the shots and the nearest source", "shots"
@@ -153,7 +157,7 @@ def register() -> None:
             nearest = Slice.parse(plan.neighbours(target, 1)[0].slice)
             return plan.expert(((target, 0.75), (nearest, 0.25)), None, f"baselines/{target}/joint")
 
-    METHODS.update({method.name: method for method in (Second(), Joint())})
+    methods.METHODS.update({method.name: method for method in (Second(), Joint())})
 
 
 def measure(config: Path) -> dict[str, float]:

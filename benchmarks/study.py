@@ -56,6 +56,7 @@ def study_yaml(folder: Path, precision: str, full: int, few: int) -> str:
         "tasks": list(TASKS),
         "sources": list(TASKS),
         "targets": list(TARGETS),
+        "methods": ["zero_shot", "single", "uniform", "nearest", "pi", "full"],
         "expert": {"kind": "lora", "rank": 8, "alpha": 8, "layers": 3},
         "training": {
             "precision": precision,

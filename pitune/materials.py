@@ -121,8 +121,14 @@ class Materials:
         return self._data[chosen]
 
     def rows(self, data: Data, role: str, again: bool = True) -> Rows:
-        """Return the ``train`` or ``validation`` rows of slices, ready for the backbone."""
+        """Return the ``train`` or ``validation`` rows of slices, ready for the backbone.
+
+        Several slices validate on as many rows as one, shared out by their weights.
+        """
         parts = [(self.task(chosen.task), getattr(self.data(chosen), role), weight) for chosen, weight in data]
+        if role == "validation" and len(parts) > 1:
+            share = self.validation_examples / sum(weight for _, weight in data)
+            parts = [(task, sample(part, max(1, round(share * w)), role), w) for task, part, w in parts]
         return Rows(self.backbone, self.objective, parts, again)
 
     def rows_of(self, task: str, examples: Sequence[Example], again: bool = True) -> Rows:

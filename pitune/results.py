@@ -9,11 +9,17 @@ from pitune.errors import PituneError
 from pitune.store import Job, Store, table_bytes
 from pitune.tasks.metrics import METRICS
 from pitune.tasks.task import Slice
+from pitune.training.choice import spent
 
 if TYPE_CHECKING:
     from pitune.materials import Materials
 
 RESULTS = "results.parquet"
+COLUMNS = (
+    *("method", "task", "shots", "seed", "slice", "metric", "value", "examples"),
+    *("seconds", "trials", "steps", "prediction"),
+)
+"""The columns of the table of all scores."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +64,19 @@ def write_results(materials: Materials, job: ResultsJob) -> None:
             if prediction not in catalogue:
                 raise PituneError(f"{root}/{prediction}: is missing; run the study again")
             manifest = catalogue[prediction]
-            maker = catalogue.get(manifest["expert"], {})
+            took = spent(catalogue.get(manifest["expert"], {}))  # making the expert, all its trials
             scored[prediction] = {
                 "metric": manifest["metric"],
                 "value": manifest["value"],
                 "examples": manifest["examples"],
-                "seconds": float(maker.get("seconds", 0.0)),  # what making the expert took
+                **took._asdict(),
                 "prediction": prediction,
             }
-    rows = [
-        {
-            "method": method,
-            "task": target.task,
-            "shots": str(target.shots),
-            "seed": target.seed,
-            "slice": str(target),
-            **scored[prediction],
-        }
-        for target, method, prediction in job.rows
-    ]
+    rows = []
+    for target, method, prediction in job.rows:
+        of = {"method": method, "task": target.task, "shots": str(target.shots), "seed": target.seed}
+        row = {**of, "slice": str(target), **scored[prediction]}
+        rows.append({column: row[column] for column in COLUMNS})
     materials.store.commit(RESULTS, {"": table_bytes(rows)}, job.fingerprint, inputs=job.inputs)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, field_validator, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -13,8 +13,13 @@ LARGEST = 2**53
 
 
 class Settings(BaseModel):
-    """A section of the configuration, beside the code that it configures: typed, frozen, without unknown fields."""
+    """A section of the configuration, beside the code that it configures: typed, frozen, without unknown fields.
 
+    Attributes:
+        aside: fields that change nothing of what is made from the section, and stay out of its fingerprints.
+    """
+
+    aside: ClassVar[frozenset[str]] = frozenset()
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")

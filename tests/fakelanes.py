@@ -14,6 +14,7 @@ from pitune.results import ResultsJob, SliceJob
 from pitune.runtime.driver import DriverLane
 from pitune.store import table_bytes
 from pitune.tasks.task import Slice
+from pitune.training.pack import ExpertJob
 
 
 def make(plan: Plan, node: Node) -> None:
@@ -33,7 +34,9 @@ def make(plan: Plan, node: Node) -> None:
             files = (
                 {"": b"made up"} if artifact.endswith(".parquet") else {"made_up.json": json.dumps(artifact).encode()}
             )
-            store.commit(artifact, files, job.fingerprint, inputs=job.inputs, seconds=1.0)
+            steps = job.recipe.steps if isinstance(job, ExpertJob) else 0
+            facts = {"trials": 1, "steps": steps, "seconds": 1.0}
+            store.commit(artifact, files, job.fingerprint, inputs=job.inputs, **facts)
 
 
 def edges(job: GraphJob) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import pytest
 from tinystudy import make_study
 
 from pitune.cli import main
+from pitune.methods import METHODS
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -59,6 +60,17 @@ def test_plan_and_status_of_a_new_study(tmp_path: Path, run: Run) -> None:
     for command in ("verify", "report"):
         code, _, err = run(command, config)
         assert code == 2 and "study: has nothing in it yet; run the study first" in err
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_method_that_there_is_not_is_one_line(tmp_path: Path, run: Run) -> None:
+    config = str(make_study(tmp_path, methods=["single", "sinlge\n"]))
+    for command in ("plan", "status"):
+        code, out, err = run(command, config)
+        assert (code, out) == (2, "")
+        assert err == f"pitune: methods: found sinlge; there are {', '.join(METHODS)}\n"
+    code, out, _ = run("plan", config, "--set", "methods=[pi]")
+    assert code == 0 and "interpolations" in out and "transfer" not in out
     assert not (tmp_path / "study").exists()
 
 

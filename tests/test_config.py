@@ -151,6 +151,18 @@ WRONG = [
     ("sweep.temperature", [float("nan")], "sweep.temperature.0: found nan; input should be a finite number"),
     ("training.few.learning_rate", float("inf"), "training.few.learning_rate: found inf; input should be a finite"),
     ("study", "s3://KEY:SECRET@bucket/study", "study: found a URI with credentials; give them in the environment"),
+    ("sweep.trials", 0, "sweep.trials: found 0; input should be greater than or equal to 1"),
+    # rows of the table
+    ("methods", ["pi", "single", "pi"], "methods: pi is there twice; name each method once"),
+    ("methods", [], "methods: found []; "),
+    ("methods", "pi", "methods: found pi; input should be a valid list"),
+    ("multitask.mixing", "equal", "multitask.mixing: found equal; input should be 'size', 'temperature' or 'uniform'"),
+    ("multitask.temperature", 0, "multitask.temperature: found 0; input should be greater than 0"),
+    (
+        "multitask",
+        {"mixing": "size", "temperature": 3},
+        "multitask.temperature: changes nothing where mixing is size; leave it out",
+    ),
     # what does not fit together
     (
         "runtime.workers",

@@ -50,7 +50,7 @@ def test_each_node_is_made_in_its_lane_and_what_can_go_on_goes_on(path: Path) ->
     study.run(told)
     assert opener.wanted == {"driver", "gang", "task", "search"}
     lanes = {name: lane for lane, name in opener.log}
-    assert {lanes[f"{place}/alpha@2#0{end}"] for place, end in (("experts", ""), ("baselines", "/nearest"))} == {"gang"}
+    assert {lanes[name] for name in ("experts/alpha@2#0", "transfer/alpha@2#0/beta@full#0")} == {"gang"}
     assert lanes["interpolations/alpha@2#0"] == "search" and lanes["baselines/alpha@2#0/uniform"] == "task"
     assert lanes["graph.parquet"] == "task" and "sweeps/alpha@2#0.parquet" not in lanes
     names = [name for _, name in opener.log]

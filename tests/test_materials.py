@@ -13,7 +13,7 @@ from pitune.errors import PituneError
 from pitune.materials import Materials, sample
 from pitune.plan import materials_of
 from pitune.store import Store
-from pitune.tasks.task import Slice
+from pitune.tasks.task import Example, Slice
 
 
 @pytest.fixture
@@ -56,6 +56,21 @@ def test_rows_of_several_slices_are_each_of_their_own_task(materials: Materials)
     rows = materials.rows(((few, 1.0), (full, 3.0)), "train")
     assert (materials.firsts, rows.sizes, len(rows)) == ({"text": 1}, [4, 60], 64)
     assert rows.targets(range(4)) == [example.label for example in materials.data(few).train]
+
+
+def test_several_slices_validate_on_as_many_rows_as_one(materials: Materials) -> None:
+    full, other, few = map(Slice.parse, ("movie@full#0", "movie@full#1", "movie@2#0"))
+    rows = materials.rows(((full, 1.0), (other, 3.0)), "validation")
+    assert rows.sizes == [5, 15]  # of 20
+    drawn = [example.label for example in materials.data(other).validation]
+    assert rows.targets(range(5, 20)) == [drawn[index] for index in kept(len(drawn), 15)]
+    assert materials.rows(((full, 1.0), (few, 1.0), (other, 1e-9)), "validation").sizes == [10, 4, 1]
+
+
+def kept(size: int, count: int) -> list[int]:
+    """Return which of ``size`` examples a sample of them keeps."""
+    examples = tuple(Example(str(index), "", 0) for index in range(size))
+    return [int(example.key) for example in sample(examples, count, "validation")]
 
 
 def test_what_is_sent_to_a_worker_is_small(materials: Materials) -> None:

@@ -26,7 +26,7 @@ from pitune.store import Store
 STAGES = {
     "experts": "experts/*",
     "embeddings": "embeddings/*",
-    "nearest": "baselines/*/nearest",
+    "transfer": "transfer/*/*",
     "uniform": "baselines/*/uniform",
     "interpolations": "interpolations/*",
     "predictions": "predictions/*/*",
@@ -101,14 +101,16 @@ def test_killed_in_each_stage_it_goes_on_to_identical_results(tmp_path: Path) ->
         for column in ("key", "label", "prediction"):
             assert ours[column].equals(theirs[column]), (prediction, column)
         assert ours["score"].to_pylist() == pytest.approx(theirs["score"].to_pylist(), abs=1e-5)
-    for target in load_config(config).targets:
-        for artifact in (f"experts/{target}", f"baselines/{target}/nearest", f"interpolations/{target}"):
-            ours, theirs = (
-                load_file(tmp_path / name / artifact / "adapter_model.safetensors") for name in ("through", "killed")
-            )
-            for key in ours:
-                # To rounding: how a matrix lies in memory may change a product's last bit.
-                torch.testing.assert_close(ours[key], theirs[key], atol=1e-5, rtol=1e-5)
+    targets = load_config(config).targets
+    tuned = [artifact for artifact in through.artifacts() if artifact.startswith("transfer/")]
+    assert len(tuned) == len(targets)
+    for artifact in (*tuned, *(f"{place}/{target}" for place in ("experts", "interpolations") for target in targets)):
+        ours, theirs = (
+            load_file(tmp_path / name / artifact / "adapter_model.safetensors") for name in ("through", "killed")
+        )
+        for key in ours:
+            # To rounding: how a matrix lies in memory may change a product's last bit.
+            torch.testing.assert_close(ours[key], theirs[key], atol=1e-5, rtol=1e-5)
     ours, theirs = (store.table("graph.parquet").to_pylist() for store in (through, killed))
     assert [edge.pop("similarity") for edge in ours] == pytest.approx(
         [edge.pop("similarity") for edge in theirs], abs=1e-6

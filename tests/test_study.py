@@ -14,7 +14,6 @@ from transformers import AutoModel, AutoTokenizer
 
 from pitune.config import load_config
 from pitune.errors import PituneError
-from pitune.methods import METHODS
 from pitune.plan import Plan
 from pitune.progress import Stage
 from pitune.results import wrong_scores
@@ -56,7 +55,7 @@ def study(config: Path, ray_session: None) -> Study:
         "experts": (5, 0),
         "embeddings": (5, 0),
         "graph": (1, 0),
-        "nearest": (2, 0),
+        "transfer": (2, 0),
         "uniform": (2, 0),
         "interpolations": (2, 0),
         "predictions": (12, 0),
@@ -77,12 +76,11 @@ def test_every_artifact_of_the_layout_is_there_and_whole(study: Study, config: P
         for artifact in (
             f"slices/{target}.parquet",
             f"experts/{target}",
-            f"baselines/{target}/nearest",
             f"baselines/{target}/uniform",
             f"embeddings/{target}.parquet",
             f"interpolations/{target}",
             f"sweeps/{target}.parquet",
-            *(scored(study)[target, method] for method in METHODS),
+            *(scored(study)[target, method] for method in study.plan.methods),
         ):
             assert study.store.manifest(artifact), artifact
     assert study.store.manifest("report.html")
@@ -187,6 +185,28 @@ def test_an_expert_that_is_not_a_number_stops_alone(tmp_path: Path, ray_session:
     assert all(study.store.manifest(f"experts/{name}@full#0") for name in LABELS)
     assert study.store.manifest("experts/alpha@2#0") is None
     assert study.store.manifest("predictions/alpha@full#0/full.parquet") is not None
+
+
+def test_the_best_trial_is_scored_and_the_table_says_what_all_took(tmp_path: Path, ray_session: None) -> None:
+    """The third learning rate is too large for float32: that trial is out, and the study goes on."""
+    rates = (1.0, 2.0, 1e32)
+    tuned = ["single", "nearest", "multitask"]
+    path = make_study(tmp_path, targets=["alpha@2#0"], methods=[*tuned, "pi"], sweep={"top_k": [1], "trials": 3})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pitune.plan.builder.RATES", rates)
+        study = Study(load_config(path))
+        study.run(Told())
+    rows = {row["method"]: row for row in study.store.table("results.parquet").to_pylist()}
+    for method in tuned:
+        manifest = study.store.manifest(f"baselines/alpha@2#0/{method}")
+        assert manifest is not None
+        losses = list(manifest["tried"].values())
+        assert losses[2] is None and manifest["validation"]["loss"] == min(losses[:2])
+        assert (rows[method]["trials"], rows[method]["steps"]) == (3, 3 * 4)
+        assert rows[method]["seconds"] == manifest["seconds"] > 0
+    curve = study.store.table("sweeps/alpha@2#0.parquet").to_pylist()
+    assert (rows["pi"]["trials"], rows["pi"]["steps"]) == (2, sum({r["trial"]: r["step"] for r in curve}.values()))
+    assert not wrong_scores(study.store) and not list(study.store.problems())
 
 
 def test_the_order_of_shots_is_fixed_by_the_seed(study: Study) -> None:

@@ -62,13 +62,14 @@ def make_study(folder: Path, **changes: Any) -> Path:
         "expert": {"kind": "lora", "rank": 2, "alpha": 2, "layers": 1},
         "sources": list(LABELS),
         "targets": ["alpha@2#0", "beta@2#1"],
+        "methods": ["zero_shot", "single", "uniform", "nearest", "pi", "full"],
         "training": {
             "full": {"steps": 6, "batch_size": 8, "learning_rate": 0.01},
             "few": {"steps": 4, "batch_size": 4, "learning_rate": 0.01},
             "validation_examples": 20,
         },
         "embedding": {"examples": 16},
-        "sweep": {"top_k": [1, 2], "temperature": [0.5], "validate_every": 2},
+        "sweep": {"top_k": [1, 2], "temperature": [0.5], "validate_every": 2, "trials": 1},
     }
     settings.update(changes)
     path = folder / "study.yaml"

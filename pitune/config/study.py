@@ -22,7 +22,7 @@ from pitune.tasks.catalogue import KNOWN
 from pitune.tasks.tables import TableSource
 from pitune.tasks.task import NAME, Slice
 from pitune.training.recipe import Recipe
-from pitune.training.settings import TrainingSettings
+from pitune.training.settings import MultitaskSettings, TrainingSettings
 
 MOST_SLICES = 100_000
 LONGEST_NAME = 100
@@ -62,10 +62,14 @@ class StudyConfig(Settings):
         min_length=1, max_length=MOST_SLICES, description="slices whose experts may help others"
     )
     targets: tuple[str, ...] = Field(min_length=1, max_length=MOST_SLICES, description="few-shot slices to be helped")
+    methods: tuple[str, ...] | None = Field(
+        None, min_length=1, description="rows of the result table, by name; null: all that there are"
+    )
     training: TrainingSettings = TrainingSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     interpolation: InterpolationSettings = InterpolationSettings()
     sweep: SweepSettings = SweepSettings()
+    multitask: MultitaskSettings = MultitaskSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 
     @field_validator("study")
@@ -128,6 +132,11 @@ class StudyConfig(Settings):
             if max(found.shots or 0, found.seed) >= LARGEST:
                 raise ValueError(f"found {shown(found)}; a whole number has at most 15 digits")
         return _once(tuple(map(str, slices)), "slice")
+
+    @field_validator("methods")
+    @classmethod
+    def _are_named_once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return value and _once(value, "method")
 
     @field_validator("targets")
     @classmethod

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -37,3 +38,17 @@ class SweepSettings(Settings):
     )
     validate_every: int = Field(20, ge=1, description="steps between the scores that ASHA sees")
     reduction_factor: int = Field(2, ge=2, description="ASHA goes on with the best one in so many")
+    trials: int | None = Field(
+        None, ge=1, description="settings that each other method tries at most; null: as many as are searched here"
+    )
+    aside: ClassVar[frozenset[str]] = frozenset({"trials"})
+
+    @property
+    def combinations(self) -> int:
+        """How many trials a search has."""
+        return math.prod(len(set(tried)) for tried in (self.top_k, self.temperature, self.own))
+
+    @property
+    def budget(self) -> int:
+        """How many settings every other method may try."""
+        return self.trials or self.combinations

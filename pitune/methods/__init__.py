@@ -1,16 +1,36 @@
 """The methods: a file for each row of the result table."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pitune.errors import PituneError
 from pitune.methods.base import Method
 from pitune.methods.full import Full
+from pitune.methods.multitask import Multitask
 from pitune.methods.nearest import Nearest
 from pitune.methods.pi import Pi
 from pitune.methods.single import Single
 from pitune.methods.uniform import Uniform
 from pitune.methods.zero_shot import ZeroShot
+from pitune.settings import shown
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (ZeroShot(), Single(), Uniform(), Nearest(), Pi(), Full())
+    method.name: method for method in (ZeroShot(), Single(), Multitask(), Uniform(), Nearest(), Pi(), Full())
 }
 """Every method by name, in the order of the result table."""
 
-__all__ = ["METHODS", "Method"]
+
+def named(names: Sequence[str] | None) -> dict[str, Method]:
+    """Return the methods of these names, or all (None), in the order of the result table.
+
+    Raises:
+        PituneError: there is no method of a name.
+    """
+    for name in names or ():
+        if name not in METHODS:
+            raise PituneError(f"methods: found {shown(name)}; there are {', '.join(METHODS)}")
+    return {name: method for name, method in METHODS.items() if names is None or name in names}
+
+
+__all__ = ["METHODS", "Method", "named"]

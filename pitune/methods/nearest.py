@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pitune.methods.base import Method
+from pitune.tasks.task import Slice
 
 if TYPE_CHECKING:
     from pitune.plan.builder import Builder
     from pitune.plan.node import Node
-    from pitune.tasks.task import Slice
 
 
 class Nearest(Method):
-    """Tuning from the nearest neighbour's expert (SPoT, arXiv 2110.07904)."""
+    """Tuning from the nearest neighbour's expert (SPoT, arXiv 2110.07904).
+
+    It tries learning rates, in the order of :data:`pitune.plan.builder.RATES`; the first trial is a cell of the
+    transfer matrix.
+    """
 
     name = "nearest"
     title = "nearest"
@@ -21,6 +25,7 @@ class Nearest(Method):
     sees = "shots"
 
     def build(self, plan: Builder, target: Slice) -> Node | None:
-        """Build an expert of the target's slice that starts from the nearest source's."""
+        """Build experts of the target's slice that start from the nearest source's, and the choice among them."""
         (nearest,) = plan.neighbours(target, 1)
-        return plan.expert(target, nearest.expert, f"baselines/{target}/nearest", stage=self.name)
+        pair = plan.pair(Slice.parse(nearest.slice), target)
+        return plan.chosen(self.name, target, plan.at_rates(self.name, target, pair))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from pitune.interpolation.jobs import TuningJob
@@ -36,6 +35,5 @@ class Pi(Method):
         }
         artifacts = (f"interpolations/{target}", f"sweeps/{target}.parquet")
         job = TuningJob(artifacts, inputs, target, near, own.name, recipe, settings, sweep)
-        trials = math.prod(len(set(tried)) for tried in (sweep.top_k, sweep.temperature, sweep.own))
         needs = (own.name, *(one.expert for one in near))
-        return plan.add(job, "interpolations", "search", needs, trials * recipe.steps * recipe.batch_size)
+        return plan.add(job, "interpolations", "search", needs, sweep.combinations * recipe.steps * recipe.batch_size)

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 class Single(Method):
-    """One expert, trained on the target's shots."""
+    """One expert, trained on the target's shots.
+
+    It tries learning rates, in the order of :data:`pitune.plan.builder.RATES`; the first trial is the target's own
+    expert, which others build on.
+    """
 
     name = "single"
     title = "single"
@@ -21,5 +25,5 @@ class Single(Method):
     sees = "shots"
 
     def build(self, plan: Builder, target: Slice) -> Node | None:
-        """Build the expert of the target's slice."""
-        return plan.expert(target)
+        """Build experts of the target's slice, and the choice among them."""
+        return plan.chosen(self.name, target, plan.at_rates(self.name, target, plan.expert(target)))

@@ -16,9 +16,10 @@ from pitune.interpolation.jobs import Neighbour
 from pitune.interpolation.scoring import ScoringJob, score
 from pitune.plan.facts import Facts
 from pitune.plan.node import Lane, Node
-from pitune.results import RESULTS, ResultsJob, SliceJob, write_results, write_slice
+from pitune.results import COLUMNS, RESULTS, ResultsJob, SliceJob, write_results, write_slice
 from pitune.store import Job, fingerprint_of
 from pitune.tasks.task import Slice, Task
+from pitune.training.choice import ChoiceJob, choose
 from pitune.training.pack import ExpertJob
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pitune.training.recipe import Recipe
 
 GRAPH = "graph.parquet"
+RATES = (1.0, 2.0, 0.5, 4.0, 0.25, 1.5, 0.75, 3.0)
+"""Learning rates that are tried, as shares of the recipe's, in order."""
 Data = Sequence[tuple[Slice, float]]
 
 
@@ -66,6 +69,7 @@ class Builder:
         *,
         recipe: Recipe | None = None,
         stage: str = "experts",
+        may_fail: bool = False,
     ) -> Node:
         """Return an expert to train.
 
@@ -75,15 +79,16 @@ class Builder:
             artifact: where it goes; None: ``experts/<slice>``.
             recipe: how it is trained; None: as its first slice is.
             stage: under what name people see it.
+            may_fail: it is one of several trials, which may come to no number.
         """
         parts = ((data, 1.0),) if isinstance(data, Slice) else tuple(data)
         artifact = artifact or f"experts/{parts[0][0]}"
-        known = self.nodes.get(artifact)
-        if known and isinstance(known.job, ExpertJob) and (known.job.data, known.job.start) == (parts, start):
+        recipe = recipe or self.facts.recipe(parts[0][0])
+        wanted, known = (parts, start, recipe), self.nodes.get(artifact)
+        if known and isinstance(known.job, ExpertJob) and (known.job.data, known.job.start, known.job.recipe) == wanted:
             return known
         for chosen, _ in parts:
             self.facts.check(chosen)
-        recipe = recipe or self.facts.recipe(parts[0][0])
         inputs: dict[str, Any] = {
             "makes": "expert",
             **self.facts.base,
@@ -92,12 +97,43 @@ class Builder:
             "recipe": self.dump(recipe),
             "start": self.fingerprint(start) if start else "common",
         }
-        if any(chosen.shots is None for chosen, _ in parts):
+        if len(parts) > 1 or parts[0][0].shots is None:
             inputs["validation_examples"] = self.config.training.validation_examples
         name = " + ".join(str(chosen) for chosen, _ in parts)
         length = max(self.facts.length(chosen.task) for chosen, _ in parts)
-        job = ExpertJob((artifact,), inputs, name, parts, recipe, start, length)
+        job = ExpertJob((artifact,), inputs, name, parts, recipe, start, length, may_fail)
         return self.add(job, stage, "gang", (start,) if start else (), recipe.steps * recipe.batch_size)
+
+    def pair(self, source: Slice, target: Slice) -> Node:
+        """Return an expert of a target's slice that starts from a source's expert: a cell of the transfer matrix."""
+        return self.expert(target, self.expert(source).name, f"transfer/{target}/{source}", stage="transfer")
+
+    @property
+    def trials(self) -> int:
+        """How many of its settings a method may try."""
+        return self.config.sweep.budget
+
+    def at_rates(self, method: str, target: Slice, first: Node) -> list[Node]:
+        """Return a method's trials: ``first``, an expert to train, and the same at the next rates of :data:`RATES`.
+
+        Those go to ``trials/<target>/<method>/rate-<share>``, and may fail.
+        """
+        job = first.job
+        assert isinstance(job, ExpertJob)
+        found = [first]
+        for share in RATES[1 : self.trials]:
+            artifact, recipe = f"trials/{target}/{method}/rate-{share:g}", self.facts.at_rate(job.recipe, share)
+            found.append(self.expert(job.data, job.start, artifact, recipe=recipe, stage=method, may_fail=True))
+        return found
+
+    def chosen(self, method: str, target: Slice, trials: Sequence[Node]) -> Node:
+        """Return the best of a method's trials by validation loss; of equals, or of a single one, the first."""
+        if len(trials) == 1:
+            return trials[0]
+        names = tuple(node.name for node in trials)
+        inputs = {"makes": "choice", "trials": [[name, self.fingerprint(name)] for name in names]}
+        job = ChoiceJob((f"baselines/{target}/{method}",), inputs, names)
+        return self.add(job, method, "task", names, make=choose)
 
     def embedding(self, chosen: Slice) -> Node:
         """Return the task embedding of a slice."""
@@ -223,7 +259,12 @@ class Builder:
     def results(self, rows: Sequence[tuple[Slice, str, Node]]) -> Node:
         """Return the table of the scores of all (target, method, predictions)."""
         listed = [[str(target), method, node.name, self.fingerprint(node.name)] for target, method, node in rows]
-        inputs = {"makes": "results", "rows": len(rows), "predictions": fingerprint_of({"rows": listed})}
+        inputs = {
+            "makes": "results",
+            "columns": list(COLUMNS),
+            "rows": len(rows),
+            "predictions": fingerprint_of({"rows": listed}),
+        }
         job = ResultsJob((RESULTS,), inputs, tuple((target, method, node.name) for target, method, node in rows))
         return self.add(job, "results", "driver", tuple({node.name: None for _, _, node in rows}), 0, write_results)
 

@@ -27,6 +27,7 @@ class Facts:
         self.config, self.materials = config, materials
         self.sources, self.targets = config.source_slices, config.target_slices
         self._dumped: dict[int, dict[str, Any]] = {}
+        self._at_rates: dict[tuple[int, float], Recipe] = {}  # by the recipe's id
         self._lengths: dict[str, int] = {}
         self._drawable: set[tuple[str, int | None]] = set()
         self._full: dict[str, list[Slice]] = {}
@@ -60,12 +61,25 @@ class Facts:
         """Return how a slice is trained."""
         return self.config.training.recipe(chosen)
 
+    def at_rate(self, recipe: Recipe, share: float) -> Recipe:
+        """Return a recipe of the configuration's at a share of its learning rate; always the same object."""
+        key = id(recipe), share
+        if key not in self._at_rates:
+            changed = {"learning_rate": recipe.learning_rate * share}
+            self._at_rates[key] = recipe.model_copy(update=changed)
+        return self._at_rates[key]
+
     def dump(self, settings: Settings) -> dict[str, Any]:
         """Return a section of the configuration as JSON values; the same section gives the same object."""
-        key = id(settings)  # all of them are the configuration's, which lives as long
+        key = id(settings)  # all of them are the configuration's, or kept here, and live as long
         if key not in self._dumped:
-            self._dumped[key] = settings.model_dump(mode="json")
+            self._dumped[key] = settings.model_dump(mode="json", exclude=set(settings.aside))
         return self._dumped[key]
+
+    def size(self, chosen: Slice) -> int:
+        """Return how many training examples a slice has."""
+        task = self.task(chosen.task)
+        return len(task.splits["train"]) if chosen.shots is None else chosen.shots * len(task.labels)
 
     def length(self, task: str) -> int:
         """Return about how many tokens a task's examples have, without opening the backbone."""

@@ -35,10 +35,14 @@ class Plan:
         materials: its store, and its tasks.
 
     Raises:
-        PituneError: a task or the backbone cannot be had, or a slice not be drawn.
+        PituneError: there is no such method, a task or the backbone cannot be had, or a slice not be drawn.
+
+    Attributes:
+        methods: those of the study by name, in the order of the result table.
     """
 
     def __init__(self, config: StudyConfig, materials: Materials) -> None:
+        self.methods = methods.named(config.methods)
         self.config, self.materials, self.store = config, materials, materials.store
         self.facts = Facts(config, materials)
         self._catalogue = self.store.catalogue()
@@ -72,8 +76,9 @@ class Plan:
         return self._builder.nodes
 
     def slices(self) -> dict[Slice, None]:
-        """Return every slice of the study: sources, targets and the full slices that are only ceilings."""
-        ceilings = (self.facts.ceiling(target) for target in self.facts.targets)
+        """Return every slice of the study: sources, targets, and full slices that are some method's ceilings only."""
+        needs_all = any(method.sees == "all" for method in self.methods.values())
+        ceilings = (self.facts.ceiling(target) for target in self.facts.targets if needs_all)
         return dict.fromkeys((*self.facts.sources, *self.facts.targets, *ceilings))
 
     def _plant(self) -> None:
@@ -84,7 +89,7 @@ class Plan:
         for one in sorted(chosen, key=self._turn):
             self._builder.expert(one)
         graph = self._builder.graph()
-        self._waits = [(method, target) for method in methods.METHODS.values() for target in self.facts.targets]
+        self._waits = [(method, target) for method in self.methods.values() for target in self.facts.targets]
         self._enter()
         if self._is_done(graph):
             self.grow()
@@ -109,7 +114,7 @@ class Plan:
         predictions = dict(self._predictions)
         _build(sketch, self._waits, predictions)
         last = sketch if self._waits else self._builder
-        last.results([(t, m, predictions[m, t]) for t in self.facts.targets for m in methods.METHODS])
+        last.results([(t, m, predictions[m, t]) for t in self.facts.targets for m in self.methods])
         self.sketched = dict(list(sketch.nodes.items())[len(self._builder.nodes) :]) if self._waits else {}
         self._enter()
         self._count()

@@ -118,6 +118,8 @@ def commit_best(store: Store, job: TuningJob) -> None:
         own=best.own,
         validation=trial["validation"],
         rank_error=trial["rank_error"],
+        trials=len(tried),
+        steps=sum(int(told[-1]["step"]) for _, told in tried),
         seconds=sum(told[-1]["seconds"] for _, told in tried),
     )
     rows = [row for point, told in tried for row in _rows(point, told, best)]

@@ -21,6 +21,7 @@ class ExpertJob(Job):
         recipe: how.
         start: the expert (an artifact) that it starts from; None: the common start.
         length: the mean cost of its rows.
+        may_fail: it is one of several trials: a loss that is no number is written down, and is no error.
     """
 
     name: str
@@ -28,6 +29,7 @@ class ExpertJob(Job):
     recipe: Recipe
     start: str | None = None
     length: int = 1
+    may_fail: bool = False
 
     @property
     def work(self) -> int:
@@ -53,7 +55,7 @@ LENGTHS = 1.5
 
 
 def make_packs(jobs: Sequence[ExpertJob], settings: TrainingSettings) -> list[Pack]:
-    """Group jobs with the same recipe and rows of like cost into packs, the most work first."""
+    """Group jobs with the same recipe and rows of like cost into packs, the most work first, trials last."""
     packs: list[list[ExpertJob]] = []
     for job in sorted(jobs, key=lambda job: (job.recipe.model_dump_json(), job.length, job.name, job.artifacts)):
         head = packs[-1][0] if packs else None
@@ -66,8 +68,8 @@ def make_packs(jobs: Sequence[ExpertJob], settings: TrainingSettings) -> list[Pa
             packs[-1].append(job)
         else:
             packs.append([job])
-    # The most work first: then the gangs end at about the same time.
-    packs.sort(key=lambda pack: -sum(job.work for job in pack))
+    # Trials last, for less depends on them; the most work first: then the gangs end at about the same time.
+    packs.sort(key=lambda pack: (all(job.may_fail for job in pack), -sum(job.work for job in pack)))
     return [_named(pack, settings) for pack in packs]
 
 

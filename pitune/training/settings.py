@@ -1,13 +1,14 @@
-"""How experts are trained: the section ``training`` of a study."""
+"""How experts are trained: the sections ``training`` and ``multitask`` of a study."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pitune.backbones import Precision
-from pitune.settings import Settings
+from pitune.settings import Settings, at
 from pitune.tasks.task import Slice
 from pitune.training.recipe import Recipe
 
@@ -29,3 +30,25 @@ class TrainingSettings(Settings):
     def recipe(self, chosen: Slice) -> Recipe:
         """Return how a slice is trained."""
         return self.full if chosen.shots is None else self.shots.get(chosen.shots, self.few)
+
+
+class MultitaskSettings(Settings):
+    """How the data of several tasks are mixed for one expert (arXiv 1910.10683, section 3.5.2)."""
+
+    mixing: Literal["size", "temperature", "uniform"] = Field(
+        "temperature",
+        description="how often a slice of n examples is drawn from: by n, by n^(1/temperature), or equally",
+    )
+    temperature: float = Field(2.0, gt=0, description="1 mixes by size, a high one equally")
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if self.mixing != "temperature" and self.temperature != type(self).model_fields["temperature"].default:
+            raise at("temperature", f"changes nothing where mixing is {self.mixing}; leave it out")
+        return self
+
+    def shares(self, sizes: Sequence[int]) -> list[float]:
+        """Return which share of the rows is drawn from each of several slices with so many training examples."""
+        power = {"size": 1.0, "temperature": 1 / self.temperature, "uniform": 0.0}[self.mixing]
+        weights = [(size / max(sizes)) ** power for size in sizes]  # of the largest: no power of it is too large
+        return [weight / sum(weights) for weight in weights]

@@ -29,7 +29,7 @@ class ExpertTraining:
         """Train ``pack`` and commit, on rank 0, every expert that has come out well.
 
         Returns:
-            The error of each expert whose loss was not a number, by its artifact.
+            The error of each expert whose loss was not a number, by its artifact; but for trials, which may fail.
         """
         began = time.perf_counter()
         outcomes = PackTraining(
@@ -50,9 +50,9 @@ class ExpertTraining:
         if seat.rank == 0:
             seconds = (time.perf_counter() - began) / len(pack.jobs)
             for job, outcome in zip(pack.jobs, outcomes, strict=True):
-                if outcome.error is None:
+                if outcome.error is None or job.may_fail:
                     self._commit(pack, job, outcome, seconds)
-        pairs = zip(pack.jobs, outcomes, strict=True)
+        pairs = [pair for pair in zip(pack.jobs, outcomes, strict=True) if not pair[0].may_fail]
         return {job.artifacts[0]: outcome.error for job, outcome in pairs if outcome.error is not None}
 
     def _member(self, job: ExpertJob) -> Member:
@@ -67,6 +67,7 @@ class ExpertTraining:
 
     def _commit(self, pack: Pack, job: ExpertJob, outcome: Trained, seconds: float) -> None:
         files = to_files(self.materials.kind, outcome.expert, self.materials.settings.uri)
+        failed = outcome.error is not None
         self.materials.store.commit(
             job.artifacts[0],
             {**files, "curve.parquet": table_bytes(outcome.curve)},
@@ -78,8 +79,11 @@ class ExpertTraining:
             recipe=pack.recipe.model_dump(),
             selection=pack.recipe.select,
             step=outcome.step,
-            validation=outcome.validation,
+            validation=dict.fromkeys(outcome.validation) if failed else outcome.validation,
             precision=self.training.precision,
             zero_stage=self.training.zero_stage,
+            trials=1,
+            steps=pack.recipe.steps,
             seconds=seconds,
+            **({"error": outcome.error} if failed else {}),
         )

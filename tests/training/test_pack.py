@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -68,6 +69,12 @@ def test_the_most_work_comes_first_and_the_order_of_the_jobs_does_not_matter() -
     assert packed(dict(reversed(slices.items())), **settings) == packed(slices, **settings)
 
 
+def test_trials_come_after_all_that_others_wait_for() -> None:
+    long = job("a@4#0", recipe=Recipe(steps=500))
+    jobs = [dataclasses.replace(long, may_fail=True), job("b@4#0"), job("c@4#0", recipe=Recipe(steps=7))]
+    assert [pack.jobs[0].name for pack in make_packs(jobs, SETTINGS)] == ["c@4#0", "b@4#0", "a@4#0"]
+
+
 def test_a_packs_name_is_that_of_its_checkpoints() -> None:
     """It stays when other packs are done, and changes with all that shards depend on."""
 
@@ -94,8 +101,9 @@ def test_a_pack_is_committed_expert_by_expert(materials: Materials, tiny_folder:
     ExpertTraining(other, SETTINGS).train(Pack("q", (job("b@4#1"),)), Alone())
     manifest = materials.store.manifest("experts/b@4#1")
     assert manifest is not None
-    assert {key: manifest[key] for key in ("data", "start", "selection", "step", "pack")} == {
-        **{"data": [["b@4#1", 1.0]], "start": "common", "selection": "last", "step": 3, "pack": "p"}
+    assert {key: manifest[key] for key in ("data", "start", "selection", "step", "pack", "trials", "steps")} == {
+        **{"data": [["b@4#1", 1.0]], "start": "common", "selection": "last", "step": 3, "pack": "p"},
+        **{"trials": 1, "steps": 3},
     }
     torch.testing.assert_close(
         flat(materials.expert("experts/b@4#1")), flat(other.expert("experts/b@4#1")), atol=2e-5, rtol=1e-3
@@ -143,6 +151,11 @@ def test_an_expert_that_is_not_a_number_is_told_and_the_others_committed(materia
     assert errors == {"experts/b@4#0": "expert b@4#0: the loss is nan at step 1; lower training.*.learning_rate"}
     assert materials.store.manifest("experts/a@4#0") is not None
     assert materials.store.manifest("experts/b@4#0") is None
+    trial = dataclasses.replace(job("b@4#0", "experts/bad@4#0"), artifacts=("trials/b",), may_fail=True)
+    assert ExpertTraining(materials, SETTINGS).train(Pack("q", (job("a@4#0"), trial)), Alone()) == {}
+    manifest = materials.store.manifest("trials/b")
+    assert manifest is not None and manifest["validation"] == {"loss": None, "accuracy": None}
+    assert manifest["error"] == errors["experts/b@4#0"] and manifest["steps"] == 3
 
 
 def test_words_are_whole_tokens() -> None:
