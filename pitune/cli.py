@@ -1,4 +1,4 @@
-"""The command line: ``pitune plan | run | status | report | verify``. Thin: one function a command."""
+"""The command line: ``pitune plan | run | transfer | status | report | verify``. Thin: one function a command."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="take this setting instead of the file's")
 ]
 STOPPED = 130  # what typer makes of Ctrl-C
+Address = Annotated[str | None, typer.Option(help="join this Ray cluster (auto, or ray://…); without it, start one")]
 ROWS_PER_SECOND = 60  # of one core, forward and back, of a 22M-parameter encoder with short texts
 
 
@@ -49,23 +50,27 @@ def plan(config: Config, set_: Set = None) -> None:
 
 
 @app.command()
-def run(
-    config: Config,
-    set_: Set = None,
-    address: Annotated[
-        str | None, typer.Option(help="join this Ray cluster (auto, or ray://…); without it, start one")
-    ] = None,
-) -> None:
+def run(config: Config, set_: Set = None, address: Address = None) -> None:
     """Make everything that is missing. Stop it at any time and run it again: it goes on where it was."""
+    _print_results(_run(_read(config, set_), address))
+
+
+@app.command()
+def transfer(config: Config, set_: Set = None, address: Address = None) -> None:
+    """Make the transfer matrix and what it needs, and show it. Stop it at any time, as run."""
     settings = _read(config, set_)
+    if settings.transfer is None:
+        raise PituneError(
+            f"{config}: transfer: is missing; give its sources and targets, or {{}} for all of the study's"
+        )
 
-    from pitune.progress import shown
-    from pitune.study import Study
+    from pitune.results import TRANSFER
 
-    study = Study(settings)
-    with shown(err) as progress:
-        study.run(progress, address)
-    _print_results(study.store)
+    store = _run(settings, address, TRANSFER)
+
+    from pitune.report import matrix_markdown
+
+    out.print(matrix_markdown(store), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -95,9 +100,10 @@ def verify(config: Config, set_: Set = None) -> None:
     """Check every artifact against its manifest, and every score against its predictions."""
     store = _made(config, set_)
 
+    from pitune.methods.transfer import wrong_pairs
     from pitune.results import wrong_scores
 
-    problems = list(store.problems()) or wrong_scores(store)
+    problems = list(store.problems()) or [*wrong_scores(store), *wrong_pairs(store)]
     for problem in problems:
         err.print(problem, style="red", soft_wrap=True, highlight=False, markup=False)
     if problems:
@@ -116,6 +122,17 @@ def _read(config: Path, overrides: list[str] | None) -> StudyConfig:
     from pitune.config import load_config
 
     return load_config(config, overrides or [])
+
+
+def _run(settings: StudyConfig, address: str | None, goal: str | None = None) -> Store:
+    """Make what is missing, or the goal alone, and tell how far it is; return the study's store."""
+    from pitune.progress import shown
+    from pitune.study import Study
+
+    study = Study(settings, goal=goal)
+    with shown(err) as progress:
+        study.run(progress, address)
+    return study.store
 
 
 def _made(config: Path, overrides: list[str] | None) -> Store:

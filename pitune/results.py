@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pitune.errors import PituneError
-from pitune.store import Job, Store, table_bytes
+from pitune.store import Job, Manifest, Store, table_bytes
 from pitune.tasks.metrics import METRICS
 from pitune.tasks.task import Slice
 from pitune.training.choice import spent
@@ -14,12 +16,14 @@ from pitune.training.choice import spent
 if TYPE_CHECKING:
     from pitune.materials import Materials
 
-RESULTS = "results.parquet"
+RESULTS, TRANSFER = "results.parquet", "transfer.parquet"
 COLUMNS = (
     *("method", "task", "shots", "seed", "slice", "metric", "value", "examples"),
     *("seconds", "trials", "steps", "prediction"),
 )
 """The columns of the table of all scores."""
+PAIRS = "transfer"
+"""Where the pairs of the transfer matrix lie, and what people see their stage called."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,7 @@ def write_results(materials: Materials, job: ResultsJob) -> None:
     scored: dict[str, dict[str, object]] = {}
     for _, _, prediction in job.rows:
         if prediction not in scored:
-            if prediction not in catalogue:
-                raise PituneError(f"{root}/{prediction}: is missing; run the study again")
-            manifest = catalogue[prediction]
+            manifest = score_of(catalogue, prediction, root)
             took = spent(catalogue.get(manifest["expert"], {}))  # making the expert, all its trials
             scored[prediction] = {
                 "metric": manifest["metric"],
@@ -80,20 +82,38 @@ def write_results(materials: Materials, job: ResultsJob) -> None:
     materials.store.commit(RESULTS, {"": table_bytes(rows)}, job.fingerprint, inputs=job.inputs)
 
 
+def score_of(catalogue: Mapping[str, Manifest], prediction: str, root: str) -> Manifest:
+    """Return the manifest of predictions (an artifact), which has their ``metric``, ``value`` and ``examples``.
+
+    Raises:
+        PituneError: they are missing in the study at ``root``.
+    """
+    if prediction not in catalogue:
+        raise PituneError(f"{root}/{prediction}: is missing; run the study again")
+    return catalogue[prediction]
+
+
+def counted_again(store: Store) -> Callable[[str, str], float]:
+    """Return what gives the value of predictions (an artifact) by a metric, from their rows; each is read once."""
+
+    @functools.cache
+    def value(prediction: str, metric: str) -> float:
+        table = store.table(prediction).to_pydict()
+        return METRICS[metric](table["label"], table["prediction"])
+
+    return value
+
+
 def wrong_scores(store: Store) -> list[str]:
     """Return one line per row of ``results.parquet`` that its predictions do not bear out."""
     wrong = []
-    values: dict[str, float] = {}
+    value = counted_again(store)
     rows = store.table(RESULTS).to_pylist() if store.manifest(RESULTS) else []
     if rows and "prediction" not in rows[0]:
         raise PituneError(f"{store.root}/{RESULTS}: has no column prediction, as older ones; run the study again")
     for row in rows:
         artifact = row["prediction"]
-        if artifact not in values:
-            table = store.table(artifact).to_pydict()
-            values[artifact] = METRICS[row["metric"]](table["label"], table["prediction"])
-        if abs(values[artifact] - row["value"]) > 1e-9:
-            wrong.append(
-                f"{RESULTS}: {row['slice']} {row['method']} is {row['value']}, {artifact} gives {values[artifact]}"
-            )
+        right = value(artifact, row["metric"])
+        if abs(right - row["value"]) > 1e-9:
+            wrong.append(f"{RESULTS}: {row['slice']} {row['method']} is {row['value']}, {artifact} gives {right}")
     return wrong

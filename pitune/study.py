@@ -36,13 +36,14 @@ class Study:
     Args:
         config: the study.
         opener: opens the lanes that something is to be made in; by default on Ray.
+        goal: the one artifact to be made, with what it needs; see :class:`~pitune.plan.Plan`. None: everything.
 
     Raises:
         PituneError: the store cannot be opened.
     """
 
-    def __init__(self, config: StudyConfig, opener: Opener = open_lanes) -> None:
-        self.config = config
+    def __init__(self, config: StudyConfig, opener: Opener = open_lanes, goal: str | None = None) -> None:
+        self.config, self.goal = config, goal
         self.store = Store(config.study)
         self.materials = materials_of(config, self.store)
         self._opener = opener
@@ -54,10 +55,12 @@ class Study:
         Raises:
             PituneError: see :class:`~pitune.plan.Plan`.
         """
-        return Plan(self.config, self.materials)
+        return Plan(self.config, self.materials, self.goal)
 
     def run(self, progress: Progress, address: str | None = None) -> None:
-        """Make everything that is missing, on a local Ray or on the cluster at ``address``.
+        """Make everything that is missing, or the goal alone, on a local Ray or on the cluster at ``address``.
+
+        The report, which is of everything, is written where there is no goal.
 
         Raises:
             PituneError: another process works on the study; or something failed, what does not depend on it is made.
@@ -73,9 +76,10 @@ class Study:
                 with self._opener(self.plan, wanted) as lanes:
                     make_all(self.plan, lanes, progress)
                     _raise(self.plan)
-                from pitune.report import write_report  # brings matplotlib, which nothing before needs
+                if self.goal is None:
+                    from pitune.report import write_report  # brings matplotlib, which nothing before needs
 
-                write_report(self.store)
+                    write_report(self.store)
 
     def _check(self, stack: ExitStack, address: str | None) -> None:
         """Make the plan, and see that experts fit the backbone: what is wrong is told before anything is written.
@@ -84,7 +88,8 @@ class Study:
         """
         with ThreadPoolExecutor(1) as pool:
             checked = pool.submit(self._look)
-            if not self.store.is_locked() and not self.store.manifest(f"experts/{self.config.targets[-1]}"):
+            last = self.goal or f"experts/{self.config.targets[-1]}"
+            if not self.store.is_locked() and not self.store.manifest(last):
                 stack.enter_context(connect(address))
             checked.result()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pitune.embedding.graph import GraphJob
 from pitune.interpolation.scoring import ScoringJob
+from pitune.methods.transfer import TransferJob
 from pitune.plan import Lane, Node, Plan
 from pitune.results import ResultsJob, SliceJob
 from pitune.runtime.driver import DriverLane
@@ -18,9 +19,9 @@ from pitune.training.pack import ExpertJob
 
 
 def make(plan: Plan, node: Node) -> None:
-    """Commit a node's artifacts, made up; the graph and the results as they would be."""
+    """Commit a node's artifacts, made up; the graph and the tables of scores as they would be."""
     job, store = node.job, plan.store
-    if isinstance(job, SliceJob | ResultsJob):
+    if isinstance(job, SliceJob | ResultsJob | TransferJob):
         assert node.make is not None
         node.make(plan.materials, job)
     elif isinstance(job, GraphJob):

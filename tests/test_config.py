@@ -71,6 +71,24 @@ def test_targets_as_a_product() -> None:
     assert config.targets == tuple(f"{task}@4#{seed}" for task in ("movie", "nyt") for seed in range(3))
 
 
+def test_the_matrix_is_of_the_study_where_nothing_is_said(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, GOOD)).transfer is None
+    whole = load_config(written(tmp_path, GOOD), ["transfer={}"])
+    assert whole.transfer is not None and whole.transfer.sources == whole.sources
+    assert whole.transfer.target_slices == whole.target_slices
+    assert load_config(written(tmp_path, whole.yaml())) == whole
+    product = {"tasks": ["amazon"], "shots": [4], "seeds": [0, 1]}
+    part = load_config(written(tmp_path, GOOD | {"transfer": {"sources": ["nyt"], "targets": product}}))
+    assert part.transfer is not None and part.transfer.source_slices == (Slice("nyt", None, 0),)
+    assert part.transfer.targets == ("amazon@4#0", "amazon@4#1")
+
+
+def test_what_a_matrix_takes_from_a_study_is_told_once(tmp_path: Path) -> None:
+    with pytest.raises(PituneError) as caught:
+        load_config(written(tmp_path, GOOD | {"transfer": {}, "sources": ["movie@16"]}))
+    assert "sources: 'movie@16' is not a slice" in str(caught.value) and "more)" not in str(caught.value)
+
+
 def test_recipes_by_shots(tmp_path: Path) -> None:
     training = {"full": {"steps": 100}, "few": {"steps": 10}, "shots": {4: {"steps": 5}}}
     config = load_config(written(tmp_path, GOOD | {"training": training}))
@@ -144,6 +162,30 @@ WRONG = [
     ("targets", ["movie@4#0", "nyt@4#0", "movie@4#0"], "targets: movie@4#0 is there twice; name each slice once"),
     ("targets", ["movie@4#0", "movie@4#00"], "targets: movie@4#0 is there twice; name each slice once"),
     ("sources", ["movie", "movie@full#0"], "sources: movie@full#0 is there twice; name each slice once"),
+    # the transfer matrix
+    ("transfer", True, "transfer: found true; input should be a valid dictionary"),
+    ("transfer.shots", [4], "transfer.shots: is no setting; there are sources, targets"),
+    (
+        "transfer.sources",
+        ["movie", "tweets"],
+        "transfer.sources: found tweets@full#0; sources has movie@full#0, amazon",
+    ),
+    ("transfer.sources", ["nyt", "nyt"], "transfer.sources: nyt@full#0 is there twice; name each slice once"),
+    ("transfer.sources", [], "transfer.sources: found []; "),
+    (
+        "transfer.targets",
+        ["nyt@full#0"],
+        "transfer.targets: nyt@full#0 is a full slice; a target has shots, as in nyt@",
+    ),
+    ("transfer.targets", ["nyt@4#0", "nyt@4#0"], "transfer.targets: nyt@4#0 is there twice; name each slice once"),
+    ("transfer.targets", ["tweets@4#0"], "transfer.targets: found tweets@4#0; tasks has movie, amazon, nyt"),
+    ("transfer.targets", {"tasks": [], "shots": [4], "seeds": [0]}, "transfer.targets.tasks: found []; "),
+    ("transfer.targets", {"tasks": ["nyt"], "shots": [4]}, "transfer.targets.seeds: is missing"),
+    (
+        "transfer.targets",
+        {"tasks": ["nyt"], "shots": [4], "seeds": list(range(40_000))},
+        "transfer: found 120,000 pairs; a transfer matrix has at most 100,000",
+    ),
     # the sweep
     ("sweep.top_k", [1, 3], "sweep.top_k: found 3, target movie@16#0 has 2 sources of other tasks; use at most 2"),
     ("sweep.top_k", [0], "sweep.top_k.0: found 0; input should be greater than or equal to 1"),

@@ -14,6 +14,7 @@ from pitune import study as study_module
 from pitune.config import load_config
 from pitune.errors import PituneError
 from pitune.progress import Stage
+from pitune.results import TRANSFER
 from pitune.study import Study, shown_name
 
 
@@ -50,7 +51,7 @@ def test_each_node_is_made_in_its_lane_and_what_can_go_on_goes_on(path: Path) ->
     study.run(told)
     assert opener.wanted == {"driver", "gang", "task", "search"}
     lanes = {name: lane for lane, name in opener.log}
-    assert {lanes[name] for name in ("experts/alpha@2#0", "transfer/alpha@2#0/beta@full#0")} == {"gang"}
+    assert {lanes["experts/alpha@2#0"], lanes["transfer/alpha@2#0/beta@full#0"]} == {"gang"}
     assert lanes["interpolations/alpha@2#0"] == "search" and lanes["baselines/alpha@2#0/uniform"] == "task"
     assert lanes["graph.parquet"] == "task" and "sweeps/alpha@2#0.parquet" not in lanes
     names = [name for _, name in opener.log]
@@ -61,6 +62,22 @@ def test_each_node_is_made_in_its_lane_and_what_can_go_on_goes_on(path: Path) ->
     assert all(stage.done == stage.total and stage.there == 0 for stage in told.last.values())
     assert told.last.keys() == study.plan.stages().keys()
     assert not study.plan.lanes() and study.store.manifest("results.parquet")
+
+
+def test_a_goal_is_made_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(store: object) -> None:
+        raise AssertionError("the report is not part of the goal")
+
+    monkeypatch.setattr("pitune.report.write_report", nothing)
+    config, opener, told = load_config(path, ["transfer={}"]), Opener(), Told()
+    study = Study(config, opener, goal=TRANSFER)
+    study.run(told)
+    assert opener.wanted == {"driver", "gang", "task"}
+    assert told.last.keys() == {"experts", "transfer", "predictions"}
+    assert study.store.table(TRANSFER).num_rows == 6 and study.store.manifest("graph.parquet") is None
+    opener = Opener()
+    Study(config, opener, goal=TRANSFER).run(Told())
+    assert opener.wanted == set() and not opener.log
 
 
 def test_run_again_it_opens_nothing_and_makes_nothing(path: Path) -> None:

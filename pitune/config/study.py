@@ -5,47 +5,27 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from math import prod
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pitune.backbones import BACKBONES, BackboneSettings
 from pitune.config.reading import to_yaml
+from pitune.config.slices import Sources, Targets, TransferSettings, once
 from pitune.embedding.settings import EmbeddingSettings
 from pitune.experts import KINDS, ExpertKind, Lora
 from pitune.interpolation.settings import InterpolationSettings, SweepSettings
 from pitune.objectives import OBJECTIVES, Match, Objective
 from pitune.runtime.settings import RuntimeSettings
-from pitune.settings import LARGEST, OneOf, Settings, shown, within
+from pitune.settings import OneOf, Settings, shown
 from pitune.tasks.catalogue import KNOWN
 from pitune.tasks.tables import TableSource
 from pitune.tasks.task import NAME, Slice
 from pitune.training.recipe import Recipe
 from pitune.training.settings import MultitaskSettings, TrainingSettings
 
-MOST_SLICES = 100_000
 LONGEST_NAME = 100
 """Characters of a task's name, which becomes part of the names of files."""
-
-
-class FewShotTargets(Settings):
-    """Targets as a product: every task at every number of shots with every seed."""
-
-    tasks: tuple[str, ...] = Field(min_length=1)
-    shots: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _is_within_reason(self) -> Self:
-        count = prod(map(len, (self.tasks, self.shots, self.seeds)))
-        if count > MOST_SLICES:
-            raise ValueError(f"found {count:,} slices; a study has at most {MOST_SLICES:,}")
-        return self
-
-    def slices(self) -> tuple[str, ...]:
-        """Return the product as slices."""
-        return tuple(f"{task}@{shots}#{seed}" for task in self.tasks for shots in self.shots for seed in self.seeds)
 
 
 class StudyConfig(Settings):
@@ -58,10 +38,11 @@ class StudyConfig(Settings):
     )
     objective: Annotated[Objective, OneOf(OBJECTIVES, default="match")] = Match()
     expert: Annotated[ExpertKind, OneOf(KINDS)] = Lora()
-    sources: tuple[str, ...] = Field(
-        min_length=1, max_length=MOST_SLICES, description="slices whose experts may help others"
+    sources: Sources = Field(description="slices whose experts may help others")
+    targets: Targets = Field(description="few-shot slices to be helped")
+    transfer: TransferSettings | None = Field(
+        None, description="the pairs to measure, by default all of the study's sources and targets; null: none"
     )
-    targets: tuple[str, ...] = Field(min_length=1, max_length=MOST_SLICES, description="few-shot slices to be helped")
     methods: tuple[str, ...] | None = Field(
         None, min_length=1, description="rows of the result table, by name; null: all that there are"
     )
@@ -92,7 +73,7 @@ class StudyConfig(Settings):
                 raise ValueError(
                     f"found {shown(name)} in a list; a list has names of the catalogue, tables are a mapping of names"
                 )
-        return dict.fromkeys(_once(tuple(value), "task"))
+        return dict.fromkeys(once(tuple(value), "task"))
 
     @field_validator("tasks")
     @classmethod
@@ -107,44 +88,19 @@ class StudyConfig(Settings):
                 raise ValueError(f"found {name!r}; the catalogue has {', '.join(KNOWN)}, other tasks need a table")
         return value
 
-    @field_validator("sources", mode="before")
+    @field_validator("transfer", mode="before")
     @classmethod
-    def _from_tasks(cls, value: Any) -> Any:
-        """Let a bare task name stand for its full slice with seed 0."""
-        if isinstance(value, list | tuple):
-            return [f"{name}@full#0" if isinstance(name, str) and NAME.fullmatch(name) else name for name in value]
-        return value
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _from_product(cls, value: Any) -> Any:
-        """Let a product stand for its slices."""
-        try:
-            return FewShotTargets.model_validate(value).slices() if isinstance(value, dict) else value
-        except ValidationError as error:
-            raise within(error) from error
-
-    @field_validator("sources", "targets")
-    @classmethod
-    def _are_slices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        slices = tuple(map(Slice.parse, value))
-        for found in slices:
-            if max(found.shots or 0, found.seed) >= LARGEST:
-                raise ValueError(f"found {shown(found)}; a whole number has at most 15 digits")
-        return _once(tuple(map(str, slices)), "slice")
+    def _of_the_study(cls, value: Any, info: ValidationInfo) -> Any:
+        """Let the study's sources and targets stand where the matrix names none."""
+        if not isinstance(value, dict):
+            return value
+        known = {name: info.data[name] for name in ("sources", "targets") if name in info.data}
+        return {**known, **value} if len(known) == 2 else None  # what the study lacks is told already
 
     @field_validator("methods")
     @classmethod
     def _are_named_once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return value and _once(value, "method")
-
-    @field_validator("targets")
-    @classmethod
-    def _have_shots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for found in map(Slice.parse, value):
-            if found.shots is None:
-                raise ValueError(f"{found} is a full slice; a target has shots, as in {found.task}@16#0")
-        return value
+        return value and once(value, "method")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -155,10 +111,16 @@ class StudyConfig(Settings):
         return self
 
     def _slices_have_tasks(self) -> None:
-        for field, slices in (("sources", self.source_slices), ("targets", self.target_slices)):
+        pairs = self.transfer.target_slices if self.transfer else ()
+        fields = {"sources": self.source_slices, "targets": self.target_slices, "transfer.targets": pairs}
+        for field, slices in fields.items():
             for found in slices:
                 if found.task not in self.tasks:
                     raise ValueError(f"{field}: found {found}; tasks has {', '.join(self.tasks)}")
+        known = set(self.sources)
+        for source in self.transfer.sources if self.transfer else ():
+            if source not in known:
+                raise ValueError(f"transfer.sources: found {source}; sources has {', '.join(self.sources)}")
 
     def _settings_change_something(self) -> None:
         if self.interpolation.max_rank and not isinstance(self.expert, Lora):
@@ -204,11 +166,3 @@ class StudyConfig(Settings):
     def yaml(self) -> str:
         """Return the resolved configuration, every default spelled out."""
         return to_yaml(self.model_dump(mode="json"))
-
-
-def _once(names: tuple[str, ...], what: str) -> tuple[str, ...]:
-    """Return the names if none is there twice."""
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise ValueError(f"{shown(name)} is there twice; name each {what} once")
-    return names

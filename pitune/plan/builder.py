@@ -16,7 +16,7 @@ from pitune.interpolation.jobs import Neighbour
 from pitune.interpolation.scoring import ScoringJob, score
 from pitune.plan.facts import Facts
 from pitune.plan.node import Lane, Node
-from pitune.results import COLUMNS, RESULTS, ResultsJob, SliceJob, write_results, write_slice
+from pitune.results import COLUMNS, PAIRS, RESULTS, ResultsJob, SliceJob, write_results, write_slice
 from pitune.store import Job, fingerprint_of
 from pitune.tasks.task import Slice, Task
 from pitune.training.choice import ChoiceJob, choose
@@ -53,6 +53,7 @@ class Builder:
         self.facts = facts
         self.nodes: dict[str, Node] = dict(nodes or {})
         self._graph = graph
+        self._scores = {(n.job.task, n.job.expert): n for n in self.nodes.values() if isinstance(n.job, ScoringJob)}
 
     @property
     def config(self) -> StudyConfig:
@@ -105,8 +106,8 @@ class Builder:
         return self.add(job, stage, "gang", (start,) if start else (), recipe.steps * recipe.batch_size)
 
     def pair(self, source: Slice, target: Slice) -> Node:
-        """Return an expert of a target's slice that starts from a source's expert: a cell of the transfer matrix."""
-        return self.expert(target, self.expert(source).name, f"transfer/{target}/{source}", stage="transfer")
+        """Return a pair of the transfer matrix: a source's expert, tuned on a target as the target's own is trained."""
+        return self.expert(target, self.expert(source).name, f"{PAIRS}/{target}/{source}", stage=PAIRS)
 
     @property
     def trials(self) -> int:
@@ -155,8 +156,7 @@ class Builder:
         """Return the task graph of all sources and targets."""
         if GRAPH in self.nodes:
             return self.nodes[GRAPH]
-        chosen = dict.fromkeys((*self.facts.sources, *self.facts.targets))
-        embeddings = {str(one): self.embedding(one) for one in chosen}
+        embeddings = {str(one): self.embedding(one) for one in self.facts.embedded}
         similarity, sources = self.config.embedding.similarity, self.config.sources
         inputs = {
             "makes": "graph",
@@ -242,19 +242,23 @@ class Builder:
     def score(self, method: str, target: Slice, expert: Node | None) -> Node:
         """Return the predictions of an expert (None: of the backbone alone) on the test split of a target's task.
 
-        They are kept once, under the slice whose expert it is, or under the task: targets share them.
+        An expert is scored once, whoever asks: its predictions lie under the slice whose expert it is, or under the
+        task, for targets share them, by the name of the method that asked first; a pair's by its own name.
         """
-        task, owner = target.task, _owner(target, expert)
+        task, scored = target.task, expert.name if expert else None
+        if (task, scored) in self._scores:
+            return self._scores[task, scored]
         inputs = {
             "makes": "prediction",
             **self.facts.base,
             "task": self.task(task).fingerprint,
             "expert": self.fingerprint(expert.name) if expert else "",
         }
-        job = ScoringJob((f"predictions/{owner}/{method}.parquet",), inputs, task, expert.name if expert else None)
+        job = ScoringJob((f"predictions/{_place(method, target, expert)}.parquet",), inputs, task, scored)
         needs = (expert.name,) if expert else ()
         cost = len(self.task(task).splits["test"]) / 2  # forward only
-        return self.add(job, "predictions", "task", needs, cost, score, together=f"predictions of {task}")
+        node = self.add(job, "predictions", "task", needs, cost, score, together=f"predictions of {task}")
+        return self._scores.setdefault((task, scored), node)
 
     def results(self, rows: Sequence[tuple[Slice, str, Node]]) -> Node:
         """Return the table of the scores of all (target, method, predictions)."""
@@ -282,10 +286,13 @@ class Sketch(Builder):
         return ""
 
 
-def _owner(target: Slice, expert: Node | None) -> str:
+def _place(method: str, target: Slice, expert: Node | None) -> str:
     """Return under what name an expert's predictions for a target lie."""
     if expert is None:
-        return target.task
+        return f"{target.task}/{method}"
+    family, _, pair = expert.name.partition("/")
+    if family == PAIRS:
+        return f"{target}/{PAIRS}/{pair.partition('/')[2]}"
     data: Data = getattr(expert.job, "data", ())
     own = len(data) == 1 and data[0][0].task == target.task
-    return str(data[0][0] if own else target)
+    return f"{data[0][0] if own else target}/{method}"

@@ -26,6 +26,9 @@ class Facts:
     def __init__(self, config: StudyConfig, materials: Materials) -> None:
         self.config, self.materials = config, materials
         self.sources, self.targets = config.source_slices, config.target_slices
+        measured = config.transfer.target_slices if config.transfer else ()
+        self.embedded = tuple(dict.fromkeys((*self.sources, *self.targets, *measured)))
+        """The slices of the task graph: sources and targets, those of the transfer matrix included."""
         self._dumped: dict[int, dict[str, Any]] = {}
         self._at_rates: dict[tuple[int, float], Recipe] = {}  # by the recipe's id
         self._lengths: dict[str, int] = {}

@@ -9,12 +9,12 @@ from typing import Any
 from pitune import methods  # not its names: a method's file may know the plan, and come first
 from pitune.config import StudyConfig
 from pitune.embedding.graph import TaskGraph
-from pitune.interpolation.scoring import ScoringJob
 from pitune.materials import Materials
+from pitune.methods.transfer import build_matrix
 from pitune.plan.builder import GRAPH, Builder, Sketch, Waits
 from pitune.plan.facts import Facts
 from pitune.plan.node import Item, Lane, Node, State
-from pitune.results import RESULTS
+from pitune.results import RESULTS, TRANSFER
 from pitune.store import Store
 from pitune.tasks.task import Slice
 
@@ -33,6 +33,7 @@ class Plan:
     Args:
         config: the study.
         materials: its store, and its tasks.
+        goal: the name of a node that needs no graph: the plan has it and what it needs; None: everything.
 
     Raises:
         PituneError: there is no such method, a task or the backbone cannot be had, or a slice not be drawn.
@@ -41,9 +42,9 @@ class Plan:
         methods: those of the study by name, in the order of the result table.
     """
 
-    def __init__(self, config: StudyConfig, materials: Materials) -> None:
+    def __init__(self, config: StudyConfig, materials: Materials, goal: str | None = None) -> None:
         self.methods = methods.named(config.methods)
-        self.config, self.materials, self.store = config, materials, materials.store
+        self.config, self.materials, self.store, self.goal = config, materials, materials.store, goal
         self.facts = Facts(config, materials)
         self._catalogue = self.store.catalogue()
         self._states: dict[str, tuple[State, str]] = {}  # of the artifacts that are not done
@@ -79,16 +80,22 @@ class Plan:
         """Return every slice of the study: sources, targets, and full slices that are some method's ceilings only."""
         needs_all = any(method.sees == "all" for method in self.methods.values())
         ceilings = (self.facts.ceiling(target) for target in self.facts.targets if needs_all)
-        return dict.fromkeys((*self.facts.sources, *self.facts.targets, *ceilings))
+        return dict.fromkeys((*self.facts.embedded, *ceilings))
 
     def _plant(self) -> None:
-        """Build what needs no graph, look at the graph, and build the rest if it is there."""
+        """Build what needs no graph, look at the graph, and build the rest if it is there and no goal without it."""
         chosen = self.slices()
         for one in chosen:
             self._builder.slice(one)
         for one in sorted(chosen, key=self._turn):
             self._builder.expert(one)
         graph = self._builder.graph()
+        build_matrix(self._builder)
+        if self.goal is not None:
+            self._builder = Builder(self.facts, None, _needed(self._builder.nodes, self.goal))
+            self._enter()
+            self._count()
+            return
         self._waits = [(method, target) for method in self.methods.values() for target in self.facts.targets]
         self._enter()
         if self._is_done(graph):
@@ -173,7 +180,7 @@ class Plan:
             self._unmet[name] -= 1
             if not self._unmet[name]:
                 self._ready.append(name)
-        if node.name == GRAPH:
+        if node.name == GRAPH and self.goal is None:
             self.grow()
 
     def failed(self, node: Node, error: str) -> None:
@@ -233,10 +240,18 @@ class Plan:
         return sorted(nodes, key=lambda node: places[node.stage])
 
     def drop_old_results(self) -> None:
-        """Discard the results where a run will make others: old scores must not stand beside new artifacts."""
-        if RESULTS in self.sketched or not self._is_done(self.nodes[RESULTS]):
-            self.store.discard(RESULTS)
-            self._catalogue.note(RESULTS, None)
+        """Discard tables of scores where a run will make others: old scores must not stand beside new artifacts.
+
+        A table that is no part of the plan is old as soon as anything that it may be made from is replaced.
+        """
+        tables = (RESULTS, TRANSFER)
+        replaced = any(state == "changed" for name, (state, _) in self._states.items() if name not in tables)
+        for table in tables:
+            node = self.nodes.get(table)
+            is_old = not self._is_done(node) if node else replaced or table in self.sketched
+            if is_old:
+                self.store.discard(table)
+                self._catalogue.note(table, None)
 
 
 def materials_of(config: StudyConfig, store: Store) -> Materials:
@@ -264,17 +279,20 @@ def _build(
             experts.append((method, target, method.build(builder, target)))
         except Waits:
             waits.append((method, target))
-    scored: dict[tuple[str, str], Node] = {  # by task and expert: one that two methods share is scored once
-        (node.job.task, node.job.expert or ""): node
-        for node in predictions.values()
-        if isinstance(node.job, ScoringJob)
-    }
     for method, target, expert in experts:
-        key = target.task, expert.name if expert else ""
-        if key not in scored:
-            scored[key] = builder.score(method.name, target, expert)
-        predictions[method.name, target] = scored[key]
+        predictions[method.name, target] = builder.score(method.name, target, expert)
     return waits
+
+
+def _needed(nodes: Mapping[str, Node], goal: str) -> dict[str, Node]:
+    """Return a node and all that it needs, in the order of their building."""
+    needed, waiting = set(), [goal]
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting += nodes[name].needs
+    return {name: node for name, node in nodes.items() if name in needed}
 
 
 def _why(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The report: one self-contained HTML file, and the tables behind it."""
 
+from pitune.report.matrix import matrix_markdown
 from pitune.report.page import build_page, write_report
 from pitune.report.tables import markdown
 
-__all__ = ["build_page", "markdown", "write_report"]
+__all__ = ["build_page", "markdown", "matrix_markdown", "write_report"]

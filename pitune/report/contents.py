@@ -18,6 +18,7 @@ import yaml
 from numpy.typing import NDArray
 
 from pitune.errors import PituneError
+from pitune.results import PAIRS, TRANSFER
 from pitune.store import Store
 
 OF_SLICES = ("experts", "embeddings", "slices")
@@ -210,20 +211,26 @@ def wanted(settings: str) -> Callable[[str], bool]:
 
     An artifact belongs to the slice, or to the bare task, that its path names second; one that names neither belongs to
     the study. What targets share belongs to another slice of their task: the expert of all its data, its predictions.
+    A pair belongs to its target and its source, and whatever is said of single experts to the matrix's targets too.
     """
     study = yaml.safe_load(settings) or {}
     if "targets" not in study:
         return lambda artifact: True
-    targets = set(study["targets"])
-    named = targets | set(study["sources"])
+    matrix, sources = study.get("transfer") or {}, set(study["sources"])
+    targets, measured = set(study["targets"]), set(matrix.get("targets", ()))
+    named = targets | measured | sources
     tasks = {split_slice(target)[0] for target in targets}  # whose full slices are ceilings
 
     def is_wanted(artifact: str) -> bool:
         family, *rest = artifact.split("/")
         owner = rest[0].removesuffix(".parquet") if rest else ""
         if "@" not in owner:
-            return family != "predictions" or owner in tasks
+            return (family != "predictions" or owner in tasks) and (artifact != TRANSFER or bool(matrix))
         task, shots, _ = split_slice(owner)
+        if PAIRS in (family, *rest):
+            return owner in targets | measured and rest[-1].removesuffix(".parquet") in sources
+        if owner in measured and family == "predictions":
+            return True
         if owner in targets or (task in tasks and shots == "full" and family in (*OF_SLICES, "predictions")):
             return True
         return family in OF_SLICES and owner in named

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from pitune.materials import Data
 from pitune.store import Job, fingerprint_of
@@ -55,22 +56,46 @@ LENGTHS = 1.5
 
 
 def make_packs(jobs: Sequence[ExpertJob], settings: TrainingSettings) -> list[Pack]:
-    """Group jobs with the same recipe and rows of like cost into packs, the most work first, trials last."""
+    """Group jobs with the same recipe and rows of like cost into packs, the most work first, trials last.
+
+    Jobs that start from other experts and have the same rows, the pairs of one target, come into the same pack, or into
+    as few of like size as hold them.
+    """
     packs: list[list[ExpertJob]] = []
-    for job in sorted(jobs, key=lambda job: (job.recipe.model_dump_json(), job.length, job.name, job.artifacts)):
+    for part in _inseparable(jobs, settings.pack_size):
         head = packs[-1][0] if packs else None
         if (
             head is not None
-            and len(packs[-1]) < settings.pack_size
-            and head.recipe == job.recipe
-            and job.length <= LENGTHS * head.length
+            and len(packs[-1]) + len(part) <= settings.pack_size
+            and head.recipe == part[0].recipe
+            and (head.start is None) == (part[0].start is None)
+            and part[0].length <= LENGTHS * head.length
         ):
-            packs[-1].append(job)
+            packs[-1] += part
         else:
-            packs.append([job])
+            packs.append(part)
     # Trials last, for less depends on them; the most work first: then the gangs end at about the same time.
     packs.sort(key=lambda pack: (all(job.may_fail for job in pack), -sum(job.work for job in pack)))
     return [_named(pack, settings) for pack in packs]
+
+
+def _inseparable(jobs: Sequence[ExpertJob], most: int) -> Iterator[list[ExpertJob]]:
+    """Yield the jobs in the order in which packs take them, those that belong into one pack together.
+
+    How jobs of the same rows are split stays when one of their packs is done: its checkpoints are looked for by name.
+    """
+
+    def order(job: ExpertJob) -> tuple[str, bool, int, str]:
+        return job.recipe.model_dump_json(), job.start is not None, job.length, job.name
+
+    in_order = sorted(jobs, key=lambda job: (order(job), job.artifacts))
+    for _, same in groupby(in_order, key=lambda job: (order(job), job.data)):
+        left = list(same)
+        while left:
+            packs = -(-len(left) // most)
+            size = -(-len(left) // packs)
+            yield left[:size]
+            left = left[size:]
 
 
 def _named(jobs: Sequence[ExpertJob], settings: TrainingSettings) -> Pack:

@@ -314,6 +314,20 @@ def test_what_left_the_settings_is_left_out() -> None:
     assert contents.wanted("")("experts/nyt@16#0")
 
 
+def test_pairs_belong_to_their_target_and_their_source() -> None:
+    study = "sources: ['movie@full#0', 'nyt@4#1']\ntargets: ['amazon@4#0']\n"
+    matrix = study + "transfer: {sources: ['movie@full#0'], targets: ['tweets@4#0', 'amazon@4#0']}\n"
+    pairs = ["transfer/amazon@4#0/nyt@4#1", "predictions/amazon@4#0/transfer/nyt@4#1.parquet"]  # the nearest, perhaps
+    measured = ["transfer/tweets@4#0/movie@full#0", "predictions/tweets@4#0/transfer/movie@full#0.parquet"]
+    measured += ["transfer.parquet", "experts/tweets@4#0", "embeddings/tweets@4#0.parquet"]
+    measured += ["predictions/tweets@4#0/single.parquet", "slices/tweets@4#0.parquet"]
+    gone = ["transfer/amazon@4#0/news20@full#0", "predictions/amazon@4#0/transfer/news20@full#0.parquet"]
+    gone += ["transfer/nyt@4#1/movie@full#0", "interpolations/tweets@4#0", "baselines/tweets@4#0/uniform"]
+    for settings, kept in ((study, pairs), (matrix, pairs + measured)):
+        is_wanted = contents.wanted(settings)
+        assert {one for one in pairs + measured + gone if is_wanted(one)} == set(kept)
+
+
 def test_weights_are_means_over_sites_and_seeds(store: Store) -> None:
     shares = mean_weights(read_weights(store, store.artifacts())["movie", "16"])
     sums: dict[str, float] = {}

@@ -13,6 +13,8 @@ from safetensors.torch import load
 from tinymodel import WORDS, flat, make_task
 from tinystudy import make_materials
 
+from pitune.backbones.base import Inputs
+from pitune.backbones.cache import CACHE
 from pitune.experts.checkpoint import to_files
 from pitune.materials import Materials
 from pitune.tasks.task import Slice
@@ -60,6 +62,53 @@ def test_a_pack_has_texts_of_like_length_and_a_bounded_size() -> None:
     assert sorted(map(sorted, found)) == [["a@4#0", "b@4#0"], ["c@4#0", "d@4#0"], ["e@4#0"]]
     sizes = [len(one) for one in packed({f"a@4#{seed}": 10 for seed in range(10)}, pack_size=4)]
     assert sorted(sizes) == [2, 4, 4]
+
+
+def pair(target: str, source: str, length: int = 1, recipe: Recipe = FEW) -> ExpertJob:
+    """Return the job of a pair, as the plan builds it."""
+    data = ((Slice.parse(target), 1.0),)
+    artifact, start = f"transfer/{target}/{source}", f"experts/{source}"
+    return ExpertJob((artifact,), {"slice": target, "start": start}, target, data, recipe, start, length)
+
+
+def pairs_of(sources: int, targets: dict[str, int]) -> list[ExpertJob]:
+    return [pair(text, f"s{n}@full#0", length) for n in range(sources) for text, length in targets.items()]
+
+
+@pytest.mark.parametrize(
+    ("sources", "pack_size", "sizes"),
+    [
+        (6, 6, [6]),
+        (4, 6, [4]),
+        (3, 6, [3]),
+        (7, 6, [4, 3]),
+        (20, 6, [5, 5, 5, 5]),
+        (10, 3, [3, 3, 2, 2]),
+        (2, 1, [1, 1]),
+    ],
+)
+def test_pairs_of_one_target_share_packs(sources: int, pack_size: int, sizes: list[int]) -> None:
+    """Whatever else is to be trained: own experts of the same targets, targets of like length, other sources."""
+    targets = {"a@4#0": 10, "a@4#1": 10, "b@4#0": 10, "c@4#0": 12}
+    jobs = [*pairs_of(sources, targets), *(job(text, length=length) for text, length in targets.items())]
+    packs = make_packs(jobs[::-1], TrainingSettings(pack_size=pack_size))
+    found: dict[str, list[int]] = {}
+    for pack in packs:
+        assert len({one.start is None for one in pack.jobs}) == 1 and len(pack.jobs) <= pack_size
+        for target in {one.name for one in pack.jobs if one.start}:
+            found.setdefault(target, []).append(sum(one.name == target for one in pack.jobs))
+    assert {target: sorted(held, reverse=True) for target, held in found.items()} == dict.fromkeys(targets, sizes)
+    together = max(1, pack_size // sizes[0]) if len(sizes) == 1 else 1
+    assert sum(pack.jobs[0].start is not None for pack in packs) == len(targets) * len(sizes) // together
+
+
+@pytest.mark.parametrize("sources", range(1, 24))
+def test_packs_of_pairs_keep_their_names_when_one_is_done(sources: int) -> None:
+    settings = TrainingSettings(pack_size=3)
+    packs = make_packs(pairs_of(sources, {"a@4#0": 10}), settings)
+    for done in packs:
+        left = [one for pack in packs if pack is not done for one in pack.jobs]
+        assert {pack.name for pack in make_packs(left, settings)} == {pack.name for pack in packs} - {done.name}
 
 
 def test_the_most_work_comes_first_and_the_order_of_the_jobs_does_not_matter() -> None:
@@ -120,6 +169,34 @@ def test_an_expert_may_start_from_another(materials: Materials) -> None:
     ExpertTraining(materials, SETTINGS).train(Pack("p", (job("a@4#0"),)), Alone())
     ExpertTraining(materials, SETTINGS).train(Pack("q", (job("b@4#0", "experts/a@4#0", still),)), Alone())
     torch.testing.assert_close(flat(materials.expert("experts/b@4#0")), flat(materials.expert("experts/a@4#0")))
+
+
+def test_pairs_of_one_target_run_the_trunk_once(materials: Materials, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As often as one expert alone: each of its rows and of its validation rows comes by once, whatever E is."""
+    below = materials.backbone._below
+    ran: list[int] = []
+
+    def counted(inputs: Inputs, first: int) -> torch.Tensor:
+        ran.append(len(inputs.tensors["input_ids"]))
+        return below(inputs, first)
+
+    monkeypatch.setattr(materials.backbone, "_below", counted)
+    work = ExpertTraining(materials, SETTINGS)
+    work.train(Pack("sources", (job("a@4#0"), job("b@4#1"), job("b@4#2"))), Alone())
+    again = FEW.model_copy(update={"steps": 8})  # every row comes four times
+    targets = [("a@4#3", ["a@4#0"]), ("b@4#3", ["a@4#0", "b@4#1", "b@4#2"])]
+    for target, sources in targets:
+        CACHE.clear()
+        ran.clear()
+        drawn = materials.data(Slice.parse(target))
+        texts = {example.text for example in (*drawn.train, *drawn.validation)}
+        packs = make_packs([pair(target, source, recipe=again) for source in sources], SETTINGS)
+        assert [len(pack.jobs) for pack in packs] == [len(sources)]
+        work.train(packs[0], Alone())
+        assert sum(ran) == len(texts), target
+    alone = flat(materials.expert("transfer/b@4#3/b@4#1"))
+    work.train(Pack("alone", (pair("b@4#3", "b@4#1", recipe=again),)), Alone())
+    torch.testing.assert_close(flat(materials.expert("transfer/b@4#3/b@4#1")), alone, atol=2e-5, rtol=1e-3)
 
 
 def test_an_expert_of_several_slices_is_committed_with_their_weights(materials: Materials) -> None:

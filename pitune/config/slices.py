@@ -1,0 +1,107 @@
+"""Slices as a configuration names them: sources, of which a bare task's name is one, and few-shot targets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+
+from pitune.settings import LARGEST, Settings, shown, within
+from pitune.tasks.task import NAME, Slice
+
+MOST_SLICES = 100_000
+MOST_PAIRS = 100_000
+
+
+class FewShotTargets(Settings):
+    """Targets as a product: every task at every number of shots with every seed."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _is_within_reason(self) -> Self:
+        count = prod(map(len, (self.tasks, self.shots, self.seeds)))
+        if count > MOST_SLICES:
+            raise ValueError(f"found {count:,} slices; a study has at most {MOST_SLICES:,}")
+        return self
+
+    def slices(self) -> tuple[str, ...]:
+        """Return the product as slices."""
+        return tuple(f"{task}@{shots}#{seed}" for task in self.tasks for shots in self.shots for seed in self.seeds)
+
+
+def once(names: tuple[str, ...], what: str) -> tuple[str, ...]:
+    """Return the names.
+
+    Raises:
+        ValueError: one is there twice.
+    """
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"{shown(name)} is there twice; name each {what} once")
+    return names
+
+
+def _from_tasks(value: Any) -> Any:
+    """Let a bare task name stand for its full slice with seed 0."""
+    if isinstance(value, list | tuple):
+        return [f"{name}@full#0" if isinstance(name, str) and NAME.fullmatch(name) else name for name in value]
+    return value
+
+
+def _from_product(value: Any) -> Any:
+    """Let a product stand for its slices."""
+    try:
+        return FewShotTargets.model_validate(value).slices() if isinstance(value, dict) else value
+    except ValidationError as error:
+        raise within(error) from error
+
+
+def _are_slices(value: tuple[str, ...]) -> tuple[str, ...]:
+    slices = tuple(map(Slice.parse, value))
+    for found in slices:
+        if max(found.shots or 0, found.seed) >= LARGEST:
+            raise ValueError(f"found {shown(found)}; a whole number has at most 15 digits")
+    return once(tuple(map(str, slices)), "slice")
+
+
+def _have_shots(value: tuple[str, ...]) -> tuple[str, ...]:
+    for found in map(Slice.parse, value):
+        if found.shots is None:
+            raise ValueError(f"{found} is a full slice; a target has shots, as in {found.task}@16#0")
+    return value
+
+
+_Some = Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_SLICES)]
+Sources = Annotated[_Some, BeforeValidator(_from_tasks), AfterValidator(_are_slices)]
+"""One or more slices, each once; a task's name stands for all of its data."""
+Targets = Annotated[_Some, BeforeValidator(_from_product), AfterValidator(_are_slices), AfterValidator(_have_shots)]
+"""One or more few-shot slices, each once; or a product of tasks, shots and seeds."""
+
+
+class TransferSettings(Settings):
+    """The transfer matrix: every source with every target. What a study's section leaves out is the study's own."""
+
+    sources: Sources = Field(description="slices whose experts the pairs start from, of the study's sources")
+    targets: Targets = Field(description="few-shot slices that the pairs are tuned on")
+
+    @model_validator(mode="after")
+    def _is_within_reason(self) -> Self:
+        count = len(self.sources) * len(self.targets)
+        if count > MOST_PAIRS:
+            raise ValueError(f"found {count:,} pairs; a transfer matrix has at most {MOST_PAIRS:,}")
+        return self
+
+    @property
+    def source_slices(self) -> tuple[Slice, ...]:
+        """The sources, parsed."""
+        return tuple(map(Slice.parse, self.sources))
+
+    @property
+    def target_slices(self) -> tuple[Slice, ...]:
+        """The targets, parsed."""
+        return tuple(map(Slice.parse, self.targets))
