@@ -73,7 +73,7 @@ def half_fill(config: Path) -> int:
     """Write the graph and every second artifact of a study's plan into its store; return how many artifacts it has."""
     plan = planned(config)
     graph = plan.nodes[GRAPH].job
-    plan.store.commit(GRAPH, {"": graph_file(graph.embeddings, graph.sources)}, graph.fingerprint, inputs=graph.inputs)
+    plan.store.commit(GRAPH, {"": graph_file(graph)}, graph.fingerprint, inputs=graph.inputs)
     jobs = [node.job for node in planned(config).nodes.values()]
     artifacts = [(artifact, job) for job in jobs for artifact in job.artifacts if artifact != GRAPH]
     for artifact, job in artifacts[::2]:
@@ -81,21 +81,21 @@ def half_fill(config: Path) -> int:
     return len(artifacts) + 1
 
 
-def graph_file(targets: tuple[str, ...], sources: tuple[str, ...]) -> bytes:
-    """Return a graph in which every target ranks the sources of other tasks by luck."""
+def graph_file(job: Any) -> bytes:
+    """Return a graph in which every target ranks the sources of other tasks by luck, by each similarity."""
     from pitune.store import table_bytes
 
     generator = np.random.default_rng(0)
-    task = {name: name.split("@")[0] for name in {*targets, *sources}}
-    names, tasks = np.array(sources), np.array([task[source] for source in sources])
+    task = {name: name.split("@")[0] for name in {*job.slices, *job.sources}}
+    names, tasks = np.array(job.sources), np.array([task[source] for source in job.sources])
     parts = []
-    for target in targets:
+    for target in job.slices:
         kept = names != target
-        near, own = generator.random(len(names))[kept], (tasks == task[target])[kept]
+        near, own = generator.random((len(job.columns), kept.sum())), (tasks == task[target])[kept]
         rank = np.zeros(kept.sum(), np.int64)
-        rank[np.argsort(own - near)[: len(own) - own.sum()]] = np.arange(1, len(own) - own.sum() + 1)
-        columns: dict[str, Any] = {"source": names[kept], "target": [target] * len(own), "similarity": near}
-        parts.append(pa.table(columns | {"rank": rank}))
+        rank[np.argsort(own - near[0])[: len(own) - own.sum()]] = np.arange(1, len(own) - own.sum() + 1)
+        columns: dict[str, Any] = {"source": names[kept], "target": [target] * len(own), "similarity": near[0]}
+        parts.append(pa.table(columns | {"rank": rank} | dict(zip(map(str, job.columns), near, strict=True))))
     return table_bytes(pa.concat_tables(parts))
 
 

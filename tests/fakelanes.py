@@ -43,7 +43,7 @@ def make(plan: Plan, node: Node) -> None:
 def edges(job: GraphJob) -> list[dict[str, Any]]:
     """Make up a graph: the sources are the nearer, the earlier their names come."""
     found = []
-    for target in sorted(job.embeddings):
+    for target in sorted(job.slices):
         own = Slice.parse(target).task
         others = sorted(source for source in job.sources if Slice.parse(source).task != own)
         for source in job.sources:
@@ -66,7 +66,7 @@ def make_everything(plan: Plan) -> list[str]:
 
 
 class FakeLane:
-    """A lane that makes up a node a look; those in ``broken`` fail."""
+    """A lane that makes up a node a look, the costliest first; those in ``broken`` fail."""
 
     def __init__(self, plan: Plan, where: Lane, broken: dict[str, str], log: list[tuple[str, str]]) -> None:
         self.plan, self.where, self.broken, self.log = plan, where, broken, log
@@ -80,7 +80,8 @@ class FakeLane:
         self.flushed = False
 
     def finished(self) -> list[tuple[Node, str | None]]:
-        node = next((node for node in self.nodes if self.flushed or not node.together), None)
+        ready = [node for node in self.nodes if self.flushed or not node.together]
+        node = max(ready, key=lambda node: node.cost, default=None)
         if node is None:
             return []
         self.nodes.remove(node)

@@ -26,6 +26,7 @@ from pitune.store import Store
 STAGES = {
     "experts": "experts/*",
     "embeddings": "embeddings/*",
+    "features": "features/*",
     "transfer": "transfer/*/*",
     "uniform": "baselines/*/uniform",
     "interpolations": "interpolations/*",

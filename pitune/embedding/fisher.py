@@ -10,12 +10,14 @@ something else.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pitune.backbones import Backbone
-from pitune.embedding.settings import Labels
+from pitune.embedding.spaces import LABELS, Labels
 from pitune.experts import Bank, Expert, ExpertKind
 from pitune.objectives import Objective, Rows
 
@@ -43,12 +45,30 @@ def fisher(
         name: seeds the drawing of labels: the same name draws the same ones.
         batch: rows per backward pass; changes speed and memory, not the result.
     """
+    return fishers(backbone, kind, objective, expert, rows, (labels,), name=name, batch=batch)[0]
+
+
+def fishers(
+    backbone: Backbone,
+    kind: ExpertKind,
+    objective: Objective,
+    expert: Expert,
+    rows: Rows,
+    labels: Sequence[Labels],
+    *,
+    name: str = "",
+    batch: int = 32,
+) -> list[Expert]:
+    """Return what :func:`fisher` returns for each of several ``labels``, from one look at every row."""
     firsts = backbone.firsts(list(expert))
     share = objective.shares(backbone, firsts)
-    sums = {
-        site: {key: torch.zeros_like(tensor, dtype=torch.float32) for key, tensor in held.items()}
-        for site, held in expert.items()
-    }
+    sums = [
+        {
+            site: {key: torch.zeros_like(tensor, dtype=torch.float32) for key, tensor in held.items()}
+            for site, held in expert.items()
+        }
+        for _ in labels
+    ]
     generator = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:15], 16))
     luck = torch.rand(len(rows), generator=generator)  # one number per row, whatever the batches
     order = rows.by_cost()
@@ -60,22 +80,37 @@ def fisher(
             bank = Bank(kind, [expert] * size).to(backbone.device)
         taken = rows.take(chosen)
         groups = [taken] if share else [[row] for row in taken]
-        drawn = luck[chosen].view(size, -1) if labels == "true" else None
-        losses = objective.losses(backbone, bank, objective.collate(backbone, firsts, groups), drawn).flatten()
+        collated = objective.collate(backbone, firsts, groups)
+        losses = _losses(backbone, objective, bank, collated, labels, luck[chosen].view(size, -1))
         held = [(site, key, tensor) for site, part in bank.named_sites() for key, tensor in part.tensors().items()]
-        found = _gradients(losses, [tensor for _, _, tensor in held], share, backbone.is_fp16)
-        for (site, key, _), gradient in zip(held, found, strict=True):  # gradient: (rows, …)
-            sums[site][key] += gradient.square().sum(0).cpu()
-    return {site: {key: total / len(rows) for key, total in held.items()} for site, held in sums.items()}
+        for place, one in enumerate(losses):
+            again = place + 1 < len(losses)
+            found = _gradients(one.flatten(), [tensor for _, _, tensor in held], share, backbone.is_fp16, again)
+            for (site, key, _), gradient in zip(held, found, strict=True):  # gradient: (rows, …)
+                sums[place][site][key] += gradient.square().sum(0).cpu()
+    return [
+        {site: {key: total / len(rows) for key, total in held.items()} for site, held in one.items()} for one in sums
+    ]
 
 
-def _gradients(losses: Tensor, tensors: list[Tensor], share: bool, is_fp16: bool) -> list[Tensor]:
+def _losses(
+    backbone: Backbone, objective: Objective, bank: Bank, collated: Any, labels: Sequence[Labels], luck: Tensor
+) -> list[Tensor]:
+    """Return the losses of a batch, (E, rows), for each of ``labels``."""
+    if len(set(labels)) > 1:
+        found = dict(zip(LABELS, objective.both_losses(backbone, bank, collated, luck), strict=True))
+        return [found[which] for which in labels]
+    drawn = luck if labels[0] == "true" else None
+    return [objective.losses(backbone, bank, collated, drawn)]
+
+
+def _gradients(losses: Tensor, tensors: list[Tensor], share: bool, is_fp16: bool, again: bool) -> list[Tensor]:
     """Return each row's gradient of its loss (rows,) in each tensor: (rows, …), float32.
 
-    In fp16 by way of the largest power of 4 that does not overflow.
+    In fp16 by way of the largest power of 4 that does not overflow. ``again``: other losses of the same pass follow.
     """
     if not is_fp16:
-        return _per_row(losses, tensors, share, retain=False)
+        return _per_row(losses, tensors, share, retain=again)
     scale = 4.0**8
     while True:
         found = _per_row(scale * losses, tensors, share, retain=True)

@@ -2,7 +2,8 @@
 
 What is notable:
 
-- Embeddings go from their files into float32 matrices without a Python number in between. The sources' lie in a file
+- One similarity ranks the sources, the one that the configuration names; the others stand beside it, a column each.
+- Vectors go from their files into float32 matrices without a Python number in between. The sources' lie in a file
   that is mapped into memory, the other slices' come a block at a time: what is in memory does not grow with the slices.
 - A similarity is written down to :data:`DIGITS` decimals. What is beyond depends on how a machine adds, and would
   decide between equally near sources, and make anew what is made from the neighbours.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,17 +23,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pitune.embedding.settings import Similarity
 from pitune.embedding.similarity import SIMILARITIES, Block, Matrix
+from pitune.embedding.spaces import SPACES, Column, Labels, Vector
 from pitune.errors import PituneError
-from pitune.store import Job, Store, table_bytes
+from pitune.store import Job, table_bytes
 from pitune.tasks.task import Slice
 
 if TYPE_CHECKING:
     from pitune.materials import Materials  # brings torch, which the plan does without
 
 DIGITS = 10
-BLOCK_BYTES = 64 * 2**20  # of embeddings compared at once, on either side
+BLOCK_BYTES = 64 * 2**20  # of vectors compared at once, on either side
 READERS = 4  # files read at once: most of the time goes into waiting for an object store, or into unpacking
 COLUMNS = ("source", "target", "similarity", "rank")
 
@@ -42,29 +43,35 @@ class GraphJob(Job):
     """The graph of a study.
 
     Attributes:
-        embeddings: the embedded slices by name, all of them targets of edges.
-        sources: the slices whose experts can be neighbours; each of them is embedded.
-        similarity: how embeddings are compared.
+        slices: what is compared with the sources, each of them a target of edges.
+        sources: the slices whose experts can be neighbours; each of them is among the slices.
+        labels: which labels the study's embeddings are of.
+        similarity: what ranks the sources; one of ``columns``.
+        columns: what stands in the graph.
     """
 
-    embeddings: tuple[str, ...]
+    slices: tuple[str, ...]
     sources: tuple[str, ...]
-    similarity: Similarity
+    labels: Labels
+    similarity: Column
+    columns: tuple[Column, ...]
 
 
 def make_graph(materials: Materials, job: GraphJob) -> None:
-    """Rank the sources for every embedded slice, and commit the graph.
+    """Rank the sources for every slice, and commit the graph.
 
     Rank 1 is the nearest source, and of equally near ones the first by name. A source of the slice's own task gets
     rank 0: it is never a neighbour. A slice is no source of its own.
 
     Raises:
-        PituneError: an embedding is not there or damaged, or not of the same parameters as the others.
+        PituneError: a slice's vector is not there or damaged, or not of the same tensors as the others.
     """
     began = time.perf_counter()
-    targets = sorted(job.embeddings)
-    similarity = np.round(_similarities(materials.store, targets, job.sources, job.similarity), DIGITS)
-    table = _table(targets, job.sources, similarity)
+    targets = sorted(job.slices)
+    found: dict[Column, Matrix] = {}
+    for space in dict.fromkeys(column.space for column in job.columns):
+        found |= _similarities(materials, job, space, targets)
+    table = _table(targets, job.sources, {column: found[column] for column in job.columns}, job.similarity)
     materials.store.commit(
         job.artifacts[0],
         {"": table_bytes(table)},
@@ -74,16 +81,16 @@ def make_graph(materials: Materials, job: GraphJob) -> None:
     )
 
 
-def _similarities(store: Store, targets: Sequence[str], sources: Sequence[str], how: str) -> Matrix:
-    """Compare every target with every source: (targets, sources)."""
-    compare = SIMILARITIES[how]
-    found = np.zeros((len(targets), len(sources)))
-    reader = _Reader(store, sources[0])
+def _similarities(materials: Materials, job: GraphJob, space: str, targets: Sequence[str]) -> dict[Column, Matrix]:
+    """Compare every target with every source by their vectors in a space: by column, (targets, sources)."""
+    columns = [column for column in job.columns if column.space == space]
+    found = {column: np.zeros((len(targets), len(job.sources))) for column in columns}
+    reader = _Reader(materials, space, job.labels, job.sources[0])
     rows = max(1, BLOCK_BYTES // (4 * reader.width))
     with tempfile.TemporaryFile() as file, ThreadPoolExecutor(READERS) as pool:
-        kept: Block = np.memmap(file, np.float32, "w+", shape=(len(sources), reader.width))
-        list(pool.map(reader.read, sources, kept))
-        place = {source: row for row, source in enumerate(sources)}
+        kept: Block = np.memmap(file, np.float32, "w+", shape=(len(job.sources), reader.width))
+        list(pool.map(reader.read, job.sources, kept))
+        place = {source: row for row, source in enumerate(job.sources)}
         block: Block = np.empty((min(rows, len(targets)), reader.width), np.float32)
 
         def fill(target: str, row: Block) -> None:
@@ -95,75 +102,67 @@ def _similarities(store: Store, targets: Sequence[str], sources: Sequence[str], 
         for first in range(0, len(targets), rows):
             some = targets[first : first + rows]
             list(pool.map(fill, some, block))
-            for other in range(0, len(sources), rows):
+            for other in range(0, len(job.sources), rows):
                 part = slice(other, other + rows)
-                found[first : first + rows, part] = compare(block[: len(some)], kept[part], reader.tensors)
-    return found
+                for column, matrix in found.items():
+                    near = SIMILARITIES[column.how](block[: len(some)], kept[part], reader.tensors)
+                    matrix[first : first + rows, part] = near
+    return {column: np.round(matrix, DIGITS) for column, matrix in found.items()}
 
 
 class _Reader:
-    """Reads embeddings that all have the parameters of the first one, in its order.
+    """Reads vectors of a space that all have the tensors of the first one, in its order.
 
     Attributes:
-        width: the numbers of an embedding.
-        tensors: the columns of each parameter tensor.
+        width: the numbers of a vector.
+        tensors: the columns of each tensor.
     """
 
-    def __init__(self, store: Store, first: str) -> None:
-        self.store, self.first = store, first
-        self._layout = self._open(first)[0]
-        sizes = list(self._layout.values())
-        edges = np.cumsum([0, *sizes]).tolist()
+    def __init__(self, materials: Materials, space: str, labels: Labels, first: str) -> None:
+        self._materials, self._space, self._labels, self._first = materials, SPACES[space], labels, first
+        self._sizes = self._open(first).sizes
+        edges = np.cumsum([0, *self._sizes.values()]).tolist()
         self.width: int = edges[-1]
         self.tensors = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
     def read(self, name: str, row: Block) -> None:
-        """Read a slice's embedding into ``row`` (width,).
+        """Read a slice's vector into ``row`` (width,).
 
         Raises:
-            PituneError: it is not there or damaged, or has other parameters.
+            PituneError: it is not there or damaged, or has other tensors.
         """
-        layout, values = self._open(name)
-        if layout != self._layout:
-            self._differs(name, layout)
-        if list(layout) != list(self._layout):
-            pieces = dict(zip(layout, np.split(values, np.cumsum(list(layout.values()))[:-1]), strict=True))
-            values = np.concatenate([pieces[parameter] for parameter in self._layout])
+        sizes, values = self._open(name)
+        if sizes != self._sizes:
+            self._differs(name, sizes)
+        if list(sizes) != list(self._sizes):
+            pieces = dict(zip(sizes, np.split(values, np.cumsum(list(sizes.values()))[:-1]), strict=True))
+            values = np.concatenate([pieces[tensor] for tensor in self._sizes])
         row[:] = values
 
-    def _open(self, name: str) -> tuple[dict[str, int], Block]:
-        """Return the size of each parameter tensor of an embedding, in its own order, and all of its numbers."""
-        path = f"embeddings/{name}.parquet"
-        table: Any = self.store.table(path)
-        kinds = dict(zip(table.column_names, table.schema.types, strict=True))
-        if kinds.get("parameter") != pa.string() or getattr(kinds.get("fisher"), "value_type", None) != pa.float32():
-            raise self._wrong(path, f"has the columns {', '.join(f'{name} ({kind})' for name, kind in kinds.items())}")
-        parameters, fisher = table["parameter"].to_pylist(), table["fisher"].combine_chunks()
-        values = fisher.flatten().to_numpy(zero_copy_only=False)
-        if not values.size or fisher.null_count or len(set(parameters)) < len(parameters):
-            raise self._wrong(path, f"has {values.size} numbers for {len(parameters)} parameters, some twice or none")
-        if not np.isfinite(values).all():
-            raise self._wrong(path, "holds numbers that are not finite")
-        return dict(zip(parameters, fisher.value_lengths().to_pylist(), strict=True)), values
+    def _open(self, name: str) -> Vector:
+        return self._space.read(self._materials, self._space.artifact(name, self._labels))
 
-    def _wrong(self, path: str, found: str) -> PituneError:
-        return PituneError(
-            f"{self.store.root}/{path}: {found}; an embedding has a list of finite float32 (the column fisher) for "
-            "each parameter; delete it and run the study again"
-        )
-
-    def _differs(self, name: str, layout: dict[str, int]) -> None:
-        """Raise for an embedding whose parameters are not those of the first."""
-        odd = sorted(layout.items() ^ self._layout.items())[0][0]
-        here, there = (found.get(odd, 0) for found in (layout, self._layout))
+    def _differs(self, name: str, sizes: dict[str, int]) -> None:
+        """Raise for a vector whose tensors are not those of the first."""
+        odd = sorted(sizes.items() ^ self._sizes.items())[0][0]
+        here, there = (found.get(odd, 0) for found in (sizes, self._sizes))
         raise PituneError(
-            f"{self.store.root}/embeddings/{name}.parquet: has {here} numbers for {odd}, the embedding of {self.first} "
-            f"has {there}; the experts of a graph are of one kind: delete the one that is old and run the study again"
+            f"{self._materials.store.root}/{self._space.artifact(name, self._labels)}: has {here} numbers for {odd}, "
+            f"that of {self._first} has {there}; what a graph compares is of one kind: delete the one that is old and "
+            "run the study again"
         )
 
 
-def _table(targets: Sequence[str], sources: Sequence[str], similarity: Matrix) -> pa.Table:
-    """Return the graph's table: targets by name, a slice's sources in the order that they are given in."""
+def _table(targets: Sequence[str], sources: Sequence[str], found: Mapping[Column, Matrix], by: Column) -> pa.Table:
+    """Return the graph's table: targets by name, a slice's sources in the order that they are given in.
+
+    Args:
+        targets: the slices.
+        sources: those that are ranked for each of them.
+        found: the similarities, (targets, sources) each.
+        by: the one that ranks the sources.
+    """
+    similarity = found[by]
     tasks = {name: Slice.parse(name).task for name in {*targets, *sources}}
     names, of = np.array(sources), np.array([tasks[source] for source in sources])
     by_name = np.argsort(np.argsort(names))  # each source's place among them
@@ -180,6 +179,7 @@ def _table(targets: Sequence[str], sources: Sequence[str], similarity: Matrix) -
         "target": np.array(targets)[row_of],
         "similarity": similarity[kept],
         "rank": rank[kept],
+        **{str(column): matrix[kept] for column, matrix in found.items()},
     }
     return pa.table(columns)
 

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from pitune.embedding.similarity import SIMILARITIES
+from pitune.embedding.spaces import Labels, similarity_names
 from pitune.settings import Settings
-
-Labels = Literal["empirical", "true"]
-"""``empirical``: the data's labels; ``true``: one label per example drawn from the model's own distribution."""
 
 
 def _known(similarity: str) -> str:
-    if similarity not in SIMILARITIES:
-        raise ValueError(f"found {similarity}; it is one of {', '.join(SIMILARITIES)}")
+    if similarity not in similarity_names():
+        raise ValueError(f"found {similarity}; it is one of {', '.join(similarity_names())}")
     return similarity
-
-
-Similarity = Annotated[str, AfterValidator(_known)]
-"""A name in :data:`pitune.embedding.similarity.SIMILARITIES`."""
 
 
 class EmbeddingSettings(Settings):
     """How tasks are embedded and compared."""
 
-    labels: Labels = "empirical"
-    similarity: Similarity = "cosine_per_tensor"
+    labels: Annotated[Labels, BeforeValidator(lambda value: "true" if value is True else value)] = Field(
+        "empirical", description="of Fisher information: the data's, or true: drawn from the model's own distribution"
+    )  # YAML reads true as a truth value
+    similarity: Annotated[str, AfterValidator(_known)] = Field(
+        "cosine_per_tensor", description="what ranks the sources: a similarity of embeddings, or another space's"
+    )
     examples: int = Field(
         512, ge=1, description="the first so many of a slice's training examples, shuffled by its name"
+    )
+    all: bool = Field(
+        True, description="the graph has every similarity, side by side; false: only the one that ranks the sources"
     )

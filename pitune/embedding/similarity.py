@@ -1,8 +1,8 @@
-"""Similarities of task embeddings: which tasks' experts pull on the same parameters.
+"""Similarities: which slices' vectors point the same way.
 
-A similarity compares two blocks of embeddings at once: rows of numbers, a row for each slice, whose columns are the
-experts' parameter tensors one after another. It gives 1 for proportional embeddings and 0 for disjoint ones. A new one
-is a function and a line in :data:`SIMILARITIES`.
+A similarity compares two blocks of vectors at once: rows of numbers, a row for each slice, whose columns are tensors
+one after another (of a task embedding, the experts' parameters; :mod:`pitune.embedding.spaces` has the others). It
+gives 1 for proportional vectors and 0 for disjoint ones. A new one is a function and a line in :data:`SIMILARITIES`.
 
 Fisher information can be as small as float32 goes: whatever is squared or summed is float64.
 """

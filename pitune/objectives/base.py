@@ -113,6 +113,13 @@ class Objective(Settings, ABC):
                 the batch's.
         """
 
+    def both_losses(self, backbone: Backbone, acting: Acting, batch: Any, luck: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the losses with the batch's targets and with targets drawn by ``luck``, (E, rows) each.
+
+        By default from a pass for each; an objective that has both from one says so here.
+        """
+        return self.losses(backbone, acting, batch), self.losses(backbone, acting, batch, luck)
+
     @abstractmethod
     def answers(self, backbone: Backbone, acting: Acting, batch: Any) -> Answers:
         """Return the answers of E experts to their rows; no gradient is needed."""

@@ -89,6 +89,11 @@ class Match(Objective):
         logits = self.logits(backbone, acting, batch)
         return self.row_losses(logits, batch.labels if luck is None else self.drawn(logits, luck))
 
+    def both_losses(self, backbone: Backbone, acting: Acting, batch: MatchBatch, luck: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the losses with the batch's candidates and with drawn ones, of the same logits."""
+        logits = self.logits(backbone, acting, batch)
+        return self.row_losses(logits, batch.labels), self.row_losses(logits, self.drawn(logits, luck))
+
     def answers(self, backbone: Backbone, acting: Acting, batch: MatchBatch) -> Answers:
         """Return the likeliest candidate of each row, its place among its task's labels, and its probability."""
         logits = self.logits(backbone, acting, batch)

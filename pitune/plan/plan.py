@@ -8,7 +8,7 @@ from typing import Any
 
 from pitune import methods  # not its names: a method's file may know the plan, and come first
 from pitune.config import StudyConfig
-from pitune.embedding.graph import TaskGraph
+from pitune.embedding.graph import COLUMNS, TaskGraph
 from pitune.materials import Materials
 from pitune.methods.transfer import build_matrix
 from pitune.plan.builder import GRAPH, Builder, Sketch, Waits
@@ -110,7 +110,7 @@ class Plan:
 
     def grow(self) -> None:
         """Build what depends on the graph's content; the graph is there now."""
-        graph = TaskGraph(self.store.table(GRAPH))
+        graph = TaskGraph(self.store.table(GRAPH, columns=COLUMNS))
         self._builder = Builder(self.facts, graph, self._builder.nodes)
         self._methods()
 

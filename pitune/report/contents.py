@@ -21,7 +21,7 @@ from pitune.errors import PituneError
 from pitune.results import PAIRS, TRANSFER
 from pitune.store import Store
 
-OF_SLICES = ("experts", "embeddings", "slices")
+OF_SLICES = ("experts", "embeddings", "features", "slices")
 """Families that have an artifact for sources too, not for targets alone."""
 OWN = "own expert"
 """How a target's own expert is called among the members of its interpolation."""

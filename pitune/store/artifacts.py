@@ -12,7 +12,7 @@ import contextlib
 import io
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -101,15 +101,15 @@ class Store:
             with self._guard.quiet():
                 return self._read(artifact, name)
 
-    def table(self, artifact: str, name: str = "") -> pa.Table:
-        """Return one parquet file of ``artifact`` as a table.
+    def table(self, artifact: str, name: str = "", columns: Sequence[str] | None = None) -> pa.Table:
+        """Return one parquet file of ``artifact`` as a table, with those of ``columns`` (None: all) that it has.
 
         Raises:
             PituneError: the artifact is not done, or the file is damaged.
         """
         data = self.read(artifact, name)
         try:
-            return pq.read_table(pa.BufferReader(data))
+            return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns and list(columns))
         except pa.ArrowException as error:
             raise PituneError(
                 f"{self.where(file_path(artifact, name))}: is no parquet file ({reason(error)}); delete it and run the "

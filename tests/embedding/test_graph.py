@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from plainsimilarity import plain_similarity
 from pitune.embedding import graph as module
 from pitune.embedding.graph import GraphJob, TaskGraph, make_graph
 from pitune.embedding.similarity import SIMILARITIES
+from pitune.embedding.spaces import Column
 from pitune.errors import PituneError
 from pitune.store import Store, table_bytes
 
@@ -43,8 +45,14 @@ def make(folder: Path, embeddings: dict[str, Embedding], sources: tuple[str, ...
     store = Store(folder)
     for name, embedding in embeddings.items():
         write(store, name, embedding)
-    make_graph(materials(store), GraphJob(("graph.parquet",), {"made": "up"}, tuple(embeddings), sources, how))
+    make_graph(materials(store), job(embeddings, sources, how))
     return store.table("graph.parquet")
+
+
+def job(slices: Collection[str], sources: tuple[str, ...], how: str = "cosine") -> GraphJob:
+    """Return the job of a graph of embeddings that are compared in one way."""
+    column = Column("empirical", how)
+    return GraphJob(("graph.parquet",), {"made": "up"}, tuple(slices), sources, "empirical", column, (column,))
 
 
 def materials(store: Store) -> Any:
@@ -83,7 +91,8 @@ def test_ties_go_by_name_whatever_the_order(tmp_path: Path) -> None:
 
 def test_the_rows_of_the_table(tmp_path: Path) -> None:
     table = make(tmp_path, plane(), SOURCES)
-    assert table.column_names == ["source", "target", "similarity", "rank"]
+    assert table.column_names == ["source", "target", "similarity", "rank", "empirical_cosine"]
+    assert table["empirical_cosine"].equals(table["similarity"])
     assert table.num_rows == len(DEGREES) * len(SOURCES) - len(SOURCES)
     pairs = [(target, source) for target in sorted(DEGREES) for source in SOURCES if source != target]
     assert [(row["target"], row["source"]) for row in table.to_pylist()] == pairs
@@ -125,7 +134,7 @@ BROKEN = {
     "float64": (table_bytes([{"parameter": "s|w", "fisher": [1.0, 2.0]}]), "fisher (list<"),
     "twice": (
         table_bytes([{"parameter": "s|w", "fisher": np.ones(1, np.float32)}] * 2),
-        "has 2 numbers for 2 parameters, some twice or none",
+        "has 2 numbers in 2 rows, some twice or none",
     ),
     "not finite": (
         table_bytes([{"parameter": "s|w", "fisher": np.array([1, np.nan], np.float32)}]),
@@ -133,11 +142,11 @@ BROKEN = {
     ),
     "other size": (
         table_bytes([{"parameter": "s|w", "fisher": np.ones(3, np.float32)}]),
-        "embeddings/e@4#1.parquet: has 3 numbers for s|w, the embedding of a@full#0 has 2",
+        "embeddings/e@4#1.parquet: has 3 numbers for s|w, that of a@full#0 has 2",
     ),
     "other parameter": (
         table_bytes([{"parameter": "s|v", "fisher": np.ones(2, np.float32)}]),
-        "embeddings/e@4#1.parquet: has 2 numbers for s|v, the embedding of a@full#0 has 0",
+        "embeddings/e@4#1.parquet: has 2 numbers for s|v, that of a@full#0 has 0",
     ),
 }
 
@@ -152,7 +161,7 @@ def test_a_broken_embedding_is_one_line(tmp_path: Path, case: str) -> None:
     if data is not None:
         store.commit("embeddings/e@4#1.parquet", {"": data}, "made up")
     with pytest.raises(PituneError) as raised:
-        make_graph(materials(store), GraphJob(("graph.parquet",), {}, tuple(DEGREES), SOURCES, "cosine"))
+        make_graph(materials(store), job(DEGREES, SOURCES))
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
     assert store.manifest("graph.parquet") is None

@@ -81,7 +81,15 @@ def test_blocks_are_the_pairs_one_by_one(how: str) -> None:
 
 
 def test_settings_take_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValidationError, match="found dot; it is one of cosine_per_tensor, cosine, task2vec"):
+    with pytest.raises(
+        ValidationError, match="it is one of cosine_per_tensor, cosine, task2vec, weights, features, labels"
+    ):
         EmbeddingSettings(similarity="dot")
     monkeypatch.setitem(SIMILARITIES, "dot", lambda one, other, _: one.astype(np.float64) @ other.T)
     assert EmbeddingSettings(similarity="dot").similarity == "dot"
+
+
+def test_true_is_no_truth_value() -> None:
+    assert EmbeddingSettings.model_validate({"labels": True}).labels == "true"
+    with pytest.raises(ValidationError, match="'empirical' or 'true'"):
+        EmbeddingSettings.model_validate({"labels": False})

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pitune.backbones.text import TextBackbone
 from pitune.experts import Bank
-from pitune.objectives import NOBODY, Rows, right
+from pitune.objectives import NOBODY, Objective, Rows, right
 
 LORA = KINDS[0]
 
@@ -86,3 +86,16 @@ def test_drawn_labels_are_among_the_candidates_a_row_meets(tiny: TextBackbone) -
     for luck in (0.0, 0.5, 0.999999, 1.0):
         losses = MATCH.losses(tiny, NOBODY, batch, torch.full((1, 12), luck))
         assert losses.isfinite().all()
+
+
+def test_both_losses_are_the_two_alone(tiny: TextBackbone) -> None:
+    """From one pass, and from two, as an objective has it that says nothing."""
+    tasks = [make_task("a", 2, 6), make_task("b", 5, 6)]
+    bank = Bank(LORA, [random_expert(LORA, tiny, seed) for seed in (0, 1)])
+    batch = MATCH.collate(tiny, {"text": 1}, [make_rows(tiny, task).take(range(6)) for task in tasks])
+    luck = torch.rand((2, 6), generator=torch.Generator().manual_seed(0))
+    alone = MATCH.losses(tiny, bank, batch), MATCH.losses(tiny, bank, batch, luck)
+    assert not torch.equal(*alone)
+    for found in (MATCH.both_losses(tiny, bank, batch, luck), Objective.both_losses(MATCH, tiny, bank, batch, luck)):
+        for one, expected in zip(found, alone, strict=True):
+            torch.testing.assert_close(one, expected, atol=1e-6, rtol=1e-6)

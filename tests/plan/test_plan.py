@@ -60,8 +60,8 @@ def test_a_new_study_knows_what_waits_for_the_graph(folder: Path, tmp_path: Path
     }  # fmt: skip
     assert {item.why for item in plan.items() if item.state == "new"} == {"not there"}
     assert plan.stages() == {
-        **{"slices": (5, 0), "experts": (5, 0), "embeddings": (5, 0), "graph": (1, 0), "uniform": (2, 0)},
-        **{"transfer": (2, 0), "interpolations": (2, 0), "predictions": (12, 0), "results": (1, 0)},
+        **{"slices": (5, 0), "experts": (5, 0), "embeddings": (5, 0), "features": (5, 0), "graph": (1, 0)},
+        **{"uniform": (2, 0), "transfer": (2, 0), "interpolations": (2, 0), "predictions": (12, 0), "results": (1, 0)},
     }
     assert plan.lanes() == {"driver", "gang", "task", "search"}
     assert not (tmp_path / "study").exists()
@@ -70,7 +70,12 @@ def test_a_new_study_knows_what_waits_for_the_graph(folder: Path, tmp_path: Path
 def test_what_needs_nothing_can_be_made_first(folder: Path, tmp_path: Path) -> None:
     plan = planned(folder, tmp_path / "study")
     ready = Counter(node.name.partition("/")[0] for node in plan.ready())
-    assert ready == {"slices": 5, "experts": 5, "predictions": 2}  # the backbone alone can be scored at once
+    assert ready == {
+        "slices": 5,
+        "experts": 5,
+        "features": 5,
+        "predictions": 2,
+    }  # the backbone alone can be scored at once
     assert plan.ready() == []
 
 
@@ -93,7 +98,8 @@ def test_costs_are_rows_and_the_first_artifact_carries_them(folder: Path, tmp_pa
     rows = {item.artifact: item.rows for item in planned(folder, tmp_path / "study").items()}
     assert rows["experts/alpha@full#0"] == 6 * 8 and rows["transfer/alpha@2#0/beta@full#0"] == 4 * 4
     assert rows["interpolations/beta@2#1"] == 4 * (4 * 4) and rows["sweeps/beta@2#1.parquet"] == 0
-    assert rows["embeddings/beta@2#1.parquet"] == 6 and rows["embeddings/beta@full#0.parquet"] == 16
+    assert rows["embeddings/beta@2#1.parquet"] == 1.5 * 6 and rows["embeddings/beta@full#0.parquet"] == 1.5 * 16
+    assert rows["embeddings/beta@2#1/true.parquet"] == 0 and rows["features/beta@2#1.parquet"] == 0.5 * 6
 
 
 def test_what_fails_stops_only_what_depends_on_it(folder: Path, tmp_path: Path) -> None:
@@ -108,7 +114,7 @@ def test_what_fails_stops_only_what_depends_on_it(folder: Path, tmp_path: Path) 
     assert plan.errors == {"experts/alpha@2#0": "no luck"}
     left = {item.artifact for item in plan.items() if item.state == "new"}
     assert left == {
-        *("experts/alpha@2#0", "embeddings/alpha@2#0.parquet", "graph.parquet"),
+        *("experts/alpha@2#0", "embeddings/alpha@2#0.parquet", "embeddings/alpha@2#0/true.parquet", "graph.parquet"),
         "predictions/alpha@2#0/single.parquet",
     }
 
@@ -134,7 +140,7 @@ def test_what_was_made_from_what_is_in_the_manifests(made: Plan) -> None:
     [
         ("interpolation.granularity=global", "interpolation", ["interpolations", "sweeps", "predictions/*/pi"]),
         ("sweep.temperature=[0.1]", "sweep", ["interpolations", "sweeps", "predictions/*/pi"]),
-        ("embedding.examples=8", "embedding", ["embeddings", "graph"]),
+        ("embedding.examples=8", "embedding", ["embeddings", "features", "graph"]),
         ("embedding.similarity=cosine", "similarity", ["graph"]),
     ],
 )
@@ -144,12 +150,56 @@ def test_a_changed_setting_changes_only_what_depends_on_it(
     plan = planned(folder, Path(made.store.root), setting)
     found = {item.artifact: (item.state, item.why) for item in plan.items() if item.state in ("new", "changed")}
     assert {reason for _, reason in found.values()} <= {
-        f"{why} changed", "expert changed", "embeddings changed", "predictions changed"
+        f"{why} changed", "expert changed", "embeddings, features changed", "predictions changed"
     }  # fmt: skip
     families = {artifact.split("/")[0].removesuffix(".parquet") for artifact in found}
     assert families - {"results", "predictions"} == {name for name in dependents if "/" not in name}
     scored = {artifact.split("/")[-1] for artifact in found if artifact.startswith("predictions/")}
     assert scored == {f"{name.split('/')[-1]}.parquet" for name in dependents if "/" in name}
+
+
+@pytest.mark.parametrize(
+    ("settings", "there", "needed"),
+    [
+        ((), {"embeddings": 10, "features": 5}, {"embeddings", "features", "experts"}),
+        (("embedding.similarity=labels",), {"embeddings": 10, "features": 5}, {"embeddings", "features", "experts"}),
+        (("embedding.all=false",), {"embeddings": 5}, {"embeddings"}),
+        (("embedding.all=false", "embedding.labels=true"), {"embeddings": 5}, {"embeddings"}),
+        (("embedding.all=false", "embedding.similarity=weights"), {}, {"experts"}),
+        (("embedding.all=false", "embedding.similarity=features"), {"features": 5}, {"features"}),
+    ],
+)
+def test_the_graph_needs_what_its_similarities_are_made_from(
+    folder: Path, tmp_path: Path, settings: tuple[str, ...], there: dict[str, int], needed: set[str]
+) -> None:
+    plan = planned(folder, tmp_path / "study", *settings)
+    families = Counter(item.artifact.partition("/")[0] for item in plan.items())
+    assert {family: families[family] for family in ("embeddings", "features") if family in families} == there
+    assert {need.partition("/")[0] for need in plan.nodes["graph.parquet"].needs} == needed
+
+
+def test_a_study_of_one_similarity_gets_the_others_and_keeps_its_neighbours(folder: Path, tmp_path: Path) -> None:
+    """As studies were that were made before there were others: what is there of them is made no second time."""
+    alone = planned(folder, tmp_path / "study", "embedding.all=false")
+    make_everything(alone)
+    for slice_ in ("alpha@2#0", "gamma@full#0"):
+        job = alone.nodes[f"embeddings/{slice_}.parquet"].job
+        assert dict(job.inputs) == {
+            "makes": "embedding",
+            "expert": alone.nodes[f"experts/{slice_}"].job.fingerprint,
+            "embedding": {"labels": "empirical", "examples": 16},
+        }
+    before = alone.store.artifacts()
+    plan = planned(folder, tmp_path / "study")
+    slices = (*plan.config.sources, *plan.config.targets)
+    assert {item.artifact: item.state for item in plan.items() if item.state in ("new", "changed")} == {
+        **{f"embeddings/{slice_}/true.parquet": "new" for slice_ in slices},
+        **{f"features/{slice_}.parquet": "new" for slice_ in slices},
+        "graph.parquet": "changed",
+    }
+    make_everything(plan)
+    after = plan.store.artifacts()
+    assert {name for name in before if before[name]["fingerprint"] != after[name]["fingerprint"]} == {"graph.parquet"}
 
 
 def test_the_few_shot_recipe_changes_nothing_of_the_full_experts(made: Plan, folder: Path) -> None:
@@ -247,5 +297,5 @@ def test_a_thousand_slices_are_planned_in_seconds(tmp_path: Path) -> None:
 
 
 def plan_size(slices: int, targets: int, tasks: int) -> int:
-    """Slices, experts and embeddings; graph and results; three experts and four scores a target, two a task."""
-    return 3 * slices + 2 + (3 + 4) * targets + 2 * tasks
+    """Slices, experts, embeddings, features; graph and results; three experts and four scores a target, two a task."""
+    return 4 * slices + 2 + (3 + 4) * targets + 2 * tasks
