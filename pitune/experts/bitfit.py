@@ -38,11 +38,3 @@ class BitFit(ExpertKind):
         bias = tensors[BIAS].to(y.dtype)
         groups = y.reshape(len(bias), -1, y.shape[-1])  # (E, rows · tokens, output width)
         return (groups + bias.unsqueeze(1)).view_as(y)
-
-    def delta(self, tensors: Tensors) -> Tensor:
-        """Return the addition to the bias."""
-        return tensors[BIAS]
-
-    def from_delta(self, delta: Tensor, rank: int) -> dict[str, Tensor]:
-        """Return ``delta`` as it is; a bias has no rank."""
-        return {BIAS: delta}

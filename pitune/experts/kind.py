@@ -161,17 +161,58 @@ class ExpertKind(Settings, ABC):
         """
         return dict(expert)
 
-    def delta(self, tensors: Tensors) -> Tensor | None:
-        """Return what a site adds to its module's weight or bias, (…, its shape); None where it adds to neither."""
-        return None
+    # --- task vectors --------------------------------------------------------------------------------------------
 
-    def from_delta(self, delta: Tensor, rank: int) -> dict[str, Tensor]:
-        """Return a site's parameters that add ``delta``, or, of a rank, what comes closest to it.
+    def vector(self, tensors: Tensors, start: Tensors) -> dict[str, Tensor]:
+        """Return a site's task vector (arXiv 2212.04089, section 2), which merges work on: by default θ − θ_start.
 
-        Raises:
-            PituneError: the kind adds to no weight.
+        Args:
+            tensors: the parameters of one expert there, without the expert axis.
+            start: those of the start that it has in common with the experts that it is merged with.
+
+        Returns:
+            What has moved, by name, always in the same order.
         """
-        raise PituneError(f"{self.kind}: experts of this kind add to no weight, and cannot be made from one")
+        return {name: tensors[name] - start[name] for name in sorted(tensors)}
+
+    def from_vector(self, vector: Tensors, start: Tensors, rank: int) -> dict[str, Tensor]:
+        """Return the parameters to which ``vector`` leads from ``start``; the inverse of :meth:`vector`.
+
+        Args:
+            vector: a task vector, or several merged into one.
+            start: the common start.
+            rank: of a kind whose experts have one, that of the result, which comes as close as this rank allows.
+        """
+        return {name: start[name] + moved for name, moved in vector.items()}
+
+    def summed(self, tensors: Tensors, start: Tensors, weights: Tensor) -> dict[str, Tensor]:
+        """Add up task vectors: the start plus Σ wᵢ times the vector of expert i, as parameters (1, …), exactly.
+
+        With weights that sum to one it is :meth:`mix`.
+
+        Args:
+            tensors: the parameters of E experts at a site, (E, …).
+            start: the common start, without the expert axis.
+            weights: (E,), of any sign and sum.
+        """
+        return {
+            name: (start[name] + torch.tensordot(weights, tensor - start[name], dims=1)).unsqueeze(0)
+            for name, tensor in tensors.items()
+        }
+
+    def randomized(self, tensors: Tensors, start: Tensors, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return parameters that have moved as far from the start as ``tensors`` have, in random directions.
+
+        Args:
+            tensors: the parameters of one expert at a site, without the expert axis.
+            start: the common start.
+            generator: draws the directions, on the CPU.
+        """
+        found = {}
+        for name in sorted(tensors):  # that of a file's tensors is luck
+            direction = torch.randn(tensors[name].shape, generator=generator)
+            found[name] = start[name] + direction * ((tensors[name] - start[name]).norm() / direction.norm())
+        return found
 
     # --- files ---------------------------------------------------------------------------------------------------
 

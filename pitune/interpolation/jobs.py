@@ -1,10 +1,10 @@
-"""What is to be interpolated: a target, its neighbours, and how."""
+"""What is to be interpolated or merged: a target, its neighbours, and how."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pitune.interpolation.settings import InterpolationSettings, SweepSettings
 from pitune.store import Job
@@ -13,7 +13,7 @@ from pitune.training.recipe import Recipe
 
 
 class Neighbour(NamedTuple):
-    """A source that is near a target: its slice, how similar it is, and its expert (an artifact)."""
+    """A source of a target: its slice, how similar it is, and its expert (an artifact)."""
 
     slice: str
     similarity: float
@@ -22,14 +22,14 @@ class Neighbour(NamedTuple):
 
 @dataclass(frozen=True)
 class _Mixing(Job):
-    """A target slice, its nearest sources, nearest first, and its own expert (an artifact)."""
+    """A target slice, its sources in the order in which they are taken (nearest first), and its own expert."""
 
     slice: Slice
     neighbours: tuple[Neighbour, ...]
     own: str
 
     def members(self, k: int) -> list[str]:
-        """Return the slices whose experts are mixed: the k nearest and, last, the target itself."""
+        """Return the slices whose experts are mixed: the first k sources and, last, the target itself."""
         return [near.slice for near in self.neighbours[:k]] + [str(self.slice)]
 
     def experts(self, k: int) -> list[str]:
@@ -37,21 +37,59 @@ class _Mixing(Job):
         return [near.expert for near in self.neighbours[:k]] + [self.own]
 
     def similarities(self, k: int) -> Sequence[float]:
-        """Return how similar the k nearest are."""
+        """Return how similar the first k sources are."""
         return [near.similarity for near in self.neighbours[:k]]
 
 
 @dataclass(frozen=True)
 class TuningJob(_Mixing):
-    """An interpolation to search and tune: steps, rows and schedule, how it is tuned, what is tried."""
+    """An interpolation to search and tune: steps, rows and schedule, how it is tuned, what is tried.
+
+    ``method``: whose it is; the trials of two methods for one target lie apart.
+    """
 
     recipe: Recipe
     interpolation: InterpolationSettings
     sweep: SweepSettings
+    method: str
 
 
 @dataclass(frozen=True)
-class AverageJob(_Mixing):
-    """A plain average, of as many neighbours as are best on validation data, among ``top_k``."""
+class ControlJob(TuningJob):
+    """A control of an interpolation: tuned once, by the setting that was chosen there, of other experts.
 
-    top_k: tuple[int, ...]
+    Attributes:
+        of: the interpolation (an artifact).
+        randomized: the neighbours' experts give way to random ones of the same shapes and norms.
+    """
+
+    of: str
+    randomized: bool
+
+
+@dataclass(frozen=True)
+class MergeJob(_Mixing):
+    """A merge of sources' experts and the target's own, nothing tuned: of several, the best on validation data.
+
+    Attributes:
+        rule: how experts become one, of :data:`pitune.interpolation.merging.RULES`.
+        tried: the settings, in the order in which they are tried: ``top_k``, and what the rule takes.
+    """
+
+    rule: str
+    tried: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class WeightSearchJob(_Mixing):
+    """Weights of experts to be found without gradients, for each of several settings.
+
+    Attributes:
+        tried: the settings: ``top_k``, ``own`` (whether the target's own expert is among them), ``penalty``.
+        evaluations: of the loss on the shots, for each setting.
+        rows: the shots that an evaluation sees at most.
+    """
+
+    tried: tuple[Mapping[str, Any], ...]
+    evaluations: int
+    rows: int

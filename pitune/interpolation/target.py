@@ -1,20 +1,22 @@
-"""A target and its neighbours: one trial of an interpolation, and the plain average it is compared with."""
+"""A target and its neighbours: one trial of an interpolation, and a control of the one that was chosen."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 import torch
 
+from pitune.errors import PituneError
 from pitune.experts import Expert, Lora
 from pitune.experts.checkpoint import to_files
 from pitune.experts.lora import truncate
-from pitune.interpolation.jobs import AverageJob, TuningJob
-from pitune.interpolation.mixture import Mixture, merge
+from pitune.interpolation.jobs import ControlJob, TuningJob
 from pitune.interpolation.settings import Own
-from pitune.interpolation.tune import Setting, Tuned, Validation, starting_logits, tune, validate
+from pitune.interpolation.tune import Setting, Tuned, Validation, starting_logits, tune
 from pitune.materials import Materials
+from pitune.objectives.rows import seed_of
 from pitune.store import table_bytes
 
 
@@ -25,15 +27,26 @@ def attempt(
     temperature: float,
     own: Own,
     report: Callable[[int, Validation], None],
+    experts: Sequence[Expert] | None = None,
 ) -> Tuned:
-    """Tune the interpolation of a target with its k nearest from one start; see :func:`tune`."""
-    experts = _read(materials, job.experts(k))
+    """Tune the interpolation of a target with its first k sources from one start; see :func:`tune`.
+
+    Args:
+        materials: the study's.
+        job: the target, its sources, and how it is tuned.
+        k: sources.
+        temperature: of the weights' start.
+        own: the target's own expert in the mixture.
+        report: called with the steps done and the validation.
+        experts: those that are mixed, the own one last; None: the job's.
+    """
+    mixed = list(experts or [materials.expert(artifact) for artifact in job.experts(k)])
     if own == "fresh":
-        experts[-1] = materials.start
+        mixed[-1] = materials.start
     data = ((job.slice, 1.0),)
     return tune(
-        _setting(materials),
-        experts,
+        Setting.of(materials),
+        mixed,
         starting_logits(job.similarities(k), temperature, job.interpolation.start, own),
         materials.rows(data, "train"),
         materials.rows(data, "validation"),
@@ -73,37 +86,47 @@ def weight_rows(members: Sequence[str], tuned: Tuned) -> list[dict[str, object]]
     ]
 
 
-def average(materials: Materials, job: AverageJob) -> None:
-    """Commit the plain average of a target's neighbours and its own expert, nothing tuned.
+def tune_control(materials: Materials, job: ControlJob) -> None:
+    """Tune a control by the setting that was chosen for its interpolation, and commit it.
 
-    How many neighbours is chosen as for the interpolation: among the sweep's, by validation loss.
+    Raises:
+        PituneError: the interpolation is not there, or see :func:`tune`.
     """
     began = time.perf_counter()
-    setting, rows = _setting(materials), materials.rows(((job.slice, 1.0),), "validation")
-    found: dict[int, Validation] = {}
-    for k in sorted(set(job.top_k)):
-        mixture = Mixture(
-            setting.backbone, setting.kind, _read(materials, job.experts(k)), torch.zeros(k + 1), "global"
-        )
-        found[k] = validate(setting, mixture.to(setting.backbone.device), rows)
-    k = min(found, key=lambda k: (found[k].loss, k))
-    expert = merge(setting.backbone, setting.kind, _read(materials, job.experts(k)), [1 / (k + 1)] * (k + 1))
+    chosen = materials.store.manifest(job.of)
+    if chosen is None:
+        raise PituneError(f"{materials.store.where(job.of)}: is not there or not finished; run the study again")
+    k, temperature, own = chosen["top_k"], chosen["temperature"], chosen["own"]
+    experts = [materials.expert(artifact) for artifact in job.experts(k)]
+    if job.randomized:
+        experts[:k] = [
+            random_expert(materials, expert, f"{job.slice} {source}")
+            for expert, source in zip(experts[:k], job.members(k)[:k], strict=True)
+        ]
+    tuned = attempt(materials, job, k, temperature, own, lambda step, found: None, experts)
+    files, error = interpolation_files(materials, job, k, tuned)
     materials.store.commit(
         job.artifacts[0],
-        to_files(materials.kind, expert, materials.settings.uri),
+        files,
         job.fingerprint,
         inputs=job.inputs,
         slice=str(job.slice),
-        top_k=k,
         members=job.members(k),
-        validation={str(k): vars(one) for k, one in found.items()},
+        randomized=job.randomized,
+        shared=sorted({*job.members(k)[:k]} & {*chosen["members"][:k]}),
+        top_k=k,
+        temperature=temperature,
+        own=own,
+        validation=asdict(tuned.validation),
+        trials=1,
+        steps=job.recipe.steps,
+        rank_error=error,
         seconds=time.perf_counter() - began,
     )
 
 
-def _setting(materials: Materials) -> Setting:
-    return Setting(materials.backbone, materials.kind, materials.objective, materials.firsts)
-
-
-def _read(materials: Materials, artifacts: Sequence[str]) -> list[Expert]:
-    return [materials.expert(artifact) for artifact in artifacts]
+def random_expert(materials: Materials, expert: Expert, name: str) -> Expert:
+    """Return an expert of the same shapes and norms as ``expert`` and random directions, which ``name`` draws."""
+    generator = torch.Generator().manual_seed(seed_of(name))
+    start = materials.start
+    return {path: materials.kind.randomized(expert[path], start[path], generator) for path in sorted(expert)}

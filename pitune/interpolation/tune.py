@@ -15,7 +15,8 @@ from pitune.errors import PituneError
 from pitune.experts import Expert, ExpertKind
 from pitune.interpolation.mixture import Mixture
 from pitune.interpolation.settings import InterpolationSettings, Own, Start
-from pitune.objectives import Objective, Row, Rows, right
+from pitune.materials import Materials
+from pitune.objectives import Acting, Objective, Row, Rows, right
 from pitune.training.recipe import Recipe
 
 
@@ -61,21 +62,41 @@ class Setting:
     objective: Objective
     firsts: Mapping[str, int]
 
-    def batch(self, rows: Sequence[Row]) -> Any:
-        """Return a batch of one group."""
-        return self.objective.collate(self.backbone, self.firsts, [rows])
+    @classmethod
+    def of(cls, materials: Materials) -> Setting:
+        """Return a study's."""
+        return cls(materials.backbone, materials.kind, materials.objective, materials.firsts)
+
+    def batch(self, groups: Sequence[Sequence[Row]]) -> Any:
+        """Return a batch of a group of rows for each who acts."""
+        return self.objective.collate(self.backbone, self.firsts, groups)
 
 
 @torch.no_grad()
+def validate_all(setting: Setting, acting: Acting, count: int, rows: Rows, batch: int = 64) -> list[Validation]:
+    """Score ``count`` experts on ``rows`` in one pass: each batch has every expert's copy of the rows.
+
+    Args:
+        setting: what they act on, and what is asked.
+        acting: who acts: a bank of ``count`` experts, or a mixture, which acts as one.
+        count: E.
+        rows: the same for all.
+        batch: rows of all experts together.
+    """
+    losses, hits = torch.zeros(2, count, dtype=torch.float64)
+    each = max(1, batch // count)
+    for begin in range(0, len(rows), each):
+        groups = [rows.take(range(begin, min(begin + each, len(rows))))] * count
+        found = setting.objective.answers(setting.backbone, acting, setting.batch(groups))
+        losses += found.losses.sum(1).cpu()
+        hits += right(found, groups).sum(1)
+    pairs = zip(losses.tolist(), hits.tolist(), strict=True)
+    return [Validation(loss / len(rows), hit / len(rows)) for loss, hit in pairs]
+
+
 def validate(setting: Setting, mixture: Mixture, rows: Rows, batch: int = 64) -> Validation:
     """Score a mixture on ``rows``."""
-    loss, hits = 0.0, 0.0
-    for begin in range(0, len(rows), batch):
-        taken = rows.take(range(begin, min(begin + batch, len(rows))))
-        found = setting.objective.answers(setting.backbone, mixture, setting.batch(taken))
-        loss += float(found.losses.sum())
-        hits += float(right(found, [taken]).sum())
-    return Validation(loss / len(rows), hits / len(rows))
+    return validate_all(setting, mixture, 1, rows, batch)[0]
 
 
 def tune(
@@ -153,7 +174,7 @@ class _Descent:
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * self._recipe.rate(step) / self._recipe.learning_rate
         setting = self._setting
-        loss = setting.objective.losses(setting.backbone, self._mixture, setting.batch(rows)).mean()
+        loss = setting.objective.losses(setting.backbone, self._mixture, setting.batch([rows])).mean()
         if loss.isfinite():
             self._optimizer.zero_grad()
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -5,18 +5,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pitune.errors import PituneError
+from pitune.methods.average_all import AverageAll
 from pitune.methods.base import Method
+from pitune.methods.dare_ties import DareTies
 from pitune.methods.full import Full
+from pitune.methods.fusion import Fusion
+from pitune.methods.lorahub import LoraHub
 from pitune.methods.multitask import Multitask
 from pitune.methods.nearest import Nearest
 from pitune.methods.pi import Pi
+from pitune.methods.pi_farthest import PiFarthest
+from pitune.methods.pi_random import PiRandom
+from pitune.methods.similarity import Similarity
 from pitune.methods.single import Single
+from pitune.methods.task_arithmetic import TaskArithmetic
+from pitune.methods.ties import Ties
 from pitune.methods.uniform import Uniform
 from pitune.methods.zero_shot import ZeroShot
 from pitune.settings import shown
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (ZeroShot(), Single(), Multitask(), Uniform(), Nearest(), Pi(), Full())
+    method.name: method
+    for method in (
+        ZeroShot(),
+        Single(),
+        Multitask(),
+        Uniform(),
+        AverageAll(),
+        Similarity(),
+        TaskArithmetic(),
+        Ties(),
+        DareTies(),
+        LoraHub(),
+        Fusion(),
+        Nearest(),
+        Pi(),
+        PiFarthest(),
+        PiRandom(),
+        Full(),
+    )
 }
 """Every method by name, in the order of the result table."""
 

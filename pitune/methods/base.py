@@ -25,12 +25,14 @@ class Method(ABC):
         title: what people read at the head of its column.
         note: what it is, in one phrase that begins small and has no full stop.
         sees: what of the target's task it may see; methods are only ranked among those that see the shots.
+        control: it is there to be compared with, not to be used: no rival of the others.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     note: ClassVar[str]
     sees: ClassVar[Sees]
+    control: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, plan: Builder, target: Slice) -> Node | None:

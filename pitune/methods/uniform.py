@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pitune.interpolation.jobs import AverageJob
-from pitune.methods.base import Method
+from pitune.methods.merge import Merge
 
 if TYPE_CHECKING:
+    from pitune.methods.merge import Settings
     from pitune.plan.builder import Builder
-    from pitune.plan.node import Node
     from pitune.tasks.task import Slice
 
 
-def _average(materials: Any, job: AverageJob) -> None:
-    from pitune.interpolation.target import average  # brings torch, which a report does without
+class Uniform(Merge):
+    """The plain average of experts.
 
-    average(materials, job)
-
-
-class Uniform(Method):
-    """The plain average of experts."""
+    Settings, in order: the k of ``sweep.top_k``, the smallest first.
+    """
 
     name = "uniform"
     title = "uniform"
     note = "the plain average of the neighbours' experts and the target's own, nothing tuned"
-    sees = "shots"
+    rule = "average"
 
-    def build(self, plan: Builder, target: Slice) -> Node | None:
-        """Build the average; it depends on no learning rate, and so on none of the interpolation's settings."""
-        own, top_k = plan.expert(target), plan.config.sweep.top_k
-        near = plan.neighbours(target, max(top_k))
-        inputs = {"makes": "average", **plan.mixed(target, near), "top_k": list(top_k)}
-        job = AverageJob((f"baselines/{target}/uniform",), inputs, target, near, own.name, top_k)
-        needs = (own.name, *(one.expert for one in near))
-        return plan.add(job, self.name, "task", needs, make=_average)
+    def settings(self, plan: Builder, target: Slice) -> Settings:
+        """Return the neighbours to average, fewest first."""
+        return [{"top_k": k} for k in sorted(set(plan.config.sweep.top_k))]

@@ -206,6 +206,18 @@ class Builder:
         near = self._graph.neighbours(str(target), k)
         return tuple(Neighbour(name, similarity, f"experts/{name}") for name, similarity in near)
 
+    def farthest(self, target: Slice, k: int) -> tuple[Neighbour, ...]:
+        """Return the ``k`` sources that are farthest from a target, farthest first.
+
+        Raises:
+            Waits: as :meth:`neighbours`.
+        """
+        return self.neighbours(target, self.others(target))[::-1][:k]
+
+    def others(self, target: Slice) -> int:
+        """Return how many sources are of other tasks than a target's."""
+        return sum(source.task != target.task for source in self.facts.sources)
+
     def add(
         self,
         job: Job,

@@ -44,8 +44,8 @@ class Point:
 
 
 def folder_of(job: TuningJob) -> str:
-    """Return where a target's trials are written down."""
-    return f"sweeps/trials/{job.slice}"
+    """Return where a method's trials for a target are written down."""
+    return f"sweeps/trials/{job.slice}-{job.method}"
 
 
 def points(job: TuningJob) -> list[Point]:

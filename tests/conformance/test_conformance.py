@@ -78,6 +78,42 @@ def test_merged_equals_mixed(member: Member) -> None:
 
 
 @every_member
+def test_a_task_vector_leads_back_to_its_expert(member: Member) -> None:
+    """At full rank: the vector is the same again, and what it leads to acts as the expert did."""
+    backbone, objective, kind = member.backbone, member.objective, member.kind
+    start, (expert, other) = kind.start(backbone), member.experts(2)
+    found = {}
+    for path in expert:
+        vector, unlike = (kind.vector(one[path], start[path]) for one in (expert, other))
+        found[path] = kind.from_vector(vector, start[path], 64)
+        again = kind.vector(found[path], start[path])
+        assert list(again) == list(vector)
+        for name, moved in vector.items():
+            torch.testing.assert_close(again[name], moved, atol=1e-5, rtol=1e-4)
+            assert not torch.allclose(moved, unlike[name]), "it tells no expert from another"
+    batch = objective.collate(backbone, backbone.firsts(list(expert)), member.groups()[:1])
+    losses = objective.losses(backbone, Bank(kind, [found]), batch).detach()
+    expected = plain.losses([Plain(backbone, kind, expert)], objective, TASKS[:1]).detach()
+    torch.testing.assert_close(losses, expected, atol=1e-4, rtol=1e-4)
+
+
+@every_member
+def test_task_vectors_add_up(member: Member) -> None:
+    """To what mixing gives, where the weights sum to one; and to nothing, which is the start, where they are zero."""
+    backbone, kind = member.backbone, member.kind
+    start, experts = kind.start(backbone), member.experts(2)
+    for path, at in start.items():
+        stacked = {name: torch.stack([one[path][name] for one in experts]) for name in at}
+        weights = torch.tensor([0.3, 0.7])
+        pairs = [(kind.summed(stacked, at, weights), kind.mix(stacked, weights))]
+        pairs.append((kind.summed(stacked, at, torch.zeros(2)), {name: tensor[None] for name, tensor in at.items()}))
+        for summed, right in pairs:
+            one, other = ({name: tensor[0] for name, tensor in held.items()} for held in (summed, right))
+            for name, moved in kind.vector(one, at).items():
+                torch.testing.assert_close(moved, kind.vector(other, at)[name], atol=1e-5, rtol=1e-4)
+
+
+@every_member
 def test_exact_fisher_equals_a_loop(member: Member) -> None:
     backbone, objective = member.backbone, member.objective
     (expert,) = member.experts(1)

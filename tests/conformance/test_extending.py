@@ -109,6 +109,8 @@ def conforms(member: Member, folder: Path) -> None:
     """Put a member through what the registered ones are put through."""
     test_conformance.test_packed_equals_single(member)
     test_conformance.test_merged_equals_mixed(member)
+    test_conformance.test_a_task_vector_leads_back_to_its_expert(member)
+    test_conformance.test_task_vectors_add_up(member)
     test_conformance.test_exact_fisher_equals_a_loop(member)
     test_conformance.test_two_files_read_back_and_load(member, folder)
     if member.kind.neutral:

@@ -98,21 +98,76 @@ def test_experts_of_unlike_sites_or_shapes_share_no_bank(tiny: TextBackbone) -> 
         Bank(Adapter(), [whole, Adapter(width=4).start(tiny)])
 
 
-@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: kind.kind)
-def test_what_adds_to_a_weight_says_what(kind: ExpertKind, tiny: TextBackbone) -> None:
+def test_a_loras_task_vector_is_what_it_adds_to_the_weight(tiny: TextBackbone) -> None:
+    kind = Lora(rank=2, alpha=6, layers=2)
+    start = kind.start(tiny)
     for path, held in random_expert(kind, tiny, 0).items():
-        delta = kind.delta(held)
-        if delta is None:
-            with pytest.raises(PituneError, match=rf"^{kind.kind}: .*cannot be made from one"):
-                kind.from_delta(torch.zeros(2, 2), 1)
-            continue
+        vector = kind.vector(held, start[path])
         module = copy.deepcopy(tiny.model.get_submodule(path))
-        added = module.weight if delta.dim() > 1 else module.bias
-        x = torch.randn(1, 5, module.weight.shape[-1], generator=torch.Generator().manual_seed(0))
+        x = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
         acting = kind.apply({name: tensor[None] for name, tensor in held.items()}, x, module(x))
-        added.data += delta
+        module.weight.data += vector["delta"]
         torch.testing.assert_close(acting, module(x), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(kind.delta(kind.from_delta(delta, 2)), delta, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (48, 32), (32, 48)])
+@pytest.mark.parametrize("rank", [1, 5, 32, 40])
+def test_a_lora_of_a_rank_is_the_nearest_one(shape: tuple[int, int], rank: int) -> None:
+    """Against torch's singular value decomposition; ranks beyond the width are there and do nothing."""
+    generator = torch.Generator().manual_seed(0)
+    kind = Lora(rank=2, alpha=6)
+    delta = torch.randn(shape, generator=generator)
+    start = kind.initial(torch.nn.Linear(shape[1], shape[0]), generator)
+    found = kind.from_vector({"delta": delta}, start, rank)
+    assert found[A].shape == (rank, shape[1]) and found[B].shape == (shape[0], rank)
+    u, s, v = torch.linalg.svd(delta.double(), full_matrices=False)
+    nearest = (u[:, :rank] @ torch.diag(s[:rank]) @ v[:rank]).float()
+    torch.testing.assert_close(3.0 * found[B] @ found[A], nearest, atol=1e-5, rtol=1e-4)  # alpha / rank = 6 / 2
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: kind.kind)
+def test_task_vectors_add_up_from_any_start(kind: ExpertKind, tiny: TextBackbone) -> None:
+    """From a start that itself does something, with weights of any sum."""
+    start, *experts = (random_expert(kind, tiny, seed) for seed in range(4))
+    weights = torch.tensor([0.7, -0.4, 1.1])
+    for path, at in start.items():
+        stacked = {name: torch.stack([one[path][name] for one in experts]) for name in at}
+        found = {name: tensor[0] for name, tensor in kind.summed(stacked, at, weights).items()}
+        for name, moved in kind.vector(found, at).items():
+            parts = [kind.vector(one[path], at)[name] for one in experts]
+            expected = 0.7 * parts[0] - 0.4 * parts[1] + 1.1 * parts[2]
+            torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: kind.kind)
+def test_a_random_expert_has_the_norms_of_another_and_nothing_of_its_directions(
+    kind: ExpertKind, tiny: TextBackbone
+) -> None:
+    start, expert = kind.start(tiny), random_expert(kind, tiny, 1)
+    first, second = (torch.Generator().manual_seed(3) for _ in range(2))
+    ours, theirs = [], []
+    for path, held in expert.items():
+        found = kind.randomized(held, start[path], first)
+        assert {name: tensor.shape for name, tensor in found.items()} == {n: t.shape for n, t in held.items()}
+        for name, moved in kind.vector(found, start[path]).items():
+            other = kind.vector(held, start[path])[name]
+            torch.testing.assert_close(moved.norm(), other.norm(), atol=1e-6, rtol=1e-4)
+            ours.append(moved.flatten())
+            theirs.append(other.flatten())
+        for name in kind.parameter_names:
+            if name != B:  # it is what gives a LoRA's update its size
+                one, other = ((tensors[name] - start[path][name]).norm() for tensors in (found, held))
+                torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+        again = kind.randomized(dict(reversed(held.items())), start[path], second)  # files keep no order
+        assert all(torch.equal(tensor, again[name]) for name, tensor in found.items())
+    assert abs(torch.cosine_similarity(torch.cat(ours), torch.cat(theirs), dim=0)) < 0.2
+
+
+def test_what_has_not_moved_is_at_the_start_when_randomized(tiny: TextBackbone) -> None:
+    for kind in EVERY_KIND:
+        for held in kind.start(tiny).values():
+            found = kind.randomized(held, held, torch.Generator().manual_seed(0))
+            assert all(torch.equal(found[name], tensor) for name, tensor in held.items())
 
 
 def test_a_bank_gives_its_experts_back_and_leaves_no_hook(tiny: TextBackbone) -> None:

@@ -11,7 +11,7 @@ from fakelanes import make_everything
 from tinystudy import make_study
 
 from pitune.config import load_config
-from pitune.interpolation.jobs import AverageJob, Neighbour, TuningJob
+from pitune.interpolation.jobs import MergeJob, Neighbour, TuningJob
 from pitune.methods import METHODS, Method
 from pitune.plan import Builder, Node, Plan
 from pitune.plan.node import Lane
@@ -36,7 +36,7 @@ def planned(folder: Path, study: Path, *overrides: str) -> Plan:
 @pytest.fixture(scope="module")
 def plan(folder: Path) -> Plan:
     """A study of which everything is made, if only made up; alpha is the nearest of beta, then gamma."""
-    plan = planned(folder, folder / "study", "methods=null")
+    plan = planned(folder, folder / "study", "methods=null", "sweep.trials=null")
     make_everything(plan)
     return plan
 
@@ -70,13 +70,14 @@ def test_nearest_starts_from_the_nearest_expert_and_sees_the_same_rows(plan: Pla
 def test_uniform_and_pi_have_the_neighbours_nearest_first_and_the_own_expert(plan: Plan) -> None:
     average = node_of(plan, "baselines/beta@2#1/uniform", "task")
     tuned = node_of(plan, "interpolations/beta@2#1", "search")
-    assert isinstance(average.job, AverageJob) and isinstance(tuned.job, TuningJob)
+    assert isinstance(average.job, MergeJob) and isinstance(tuned.job, TuningJob)
     for job in (average.job, tuned.job):
         assert [near.expert for near in job.neighbours] == ["experts/alpha@full#0", "experts/gamma@full#0"]
         assert job.slice == TARGET and job.own == "experts/beta@2#1"
         values = [[near.slice, near.similarity] for near in job.neighbours]
         assert [held[:2] for held in job.inputs["neighbours"]] == values
-    assert average.job.top_k == (1, 2) and tuned.job.artifacts[1] == "sweeps/beta@2#1.parquet"
+    assert average.job.tried == ({"top_k": 1}, {"top_k": 2}) and average.job.rule == "average"
+    assert tuned.job.artifacts[1] == "sweeps/beta@2#1.parquet"
     assert set(tuned.needs) == {"experts/alpha@full#0", "experts/gamma@full#0", "experts/beta@2#1"}
     assert "recipe" not in average.job.inputs  # nothing is tuned: no learning rate changes it
 

@@ -37,14 +37,15 @@ class Node:
     together: None = None
 
 
-def make_job(name: str, neighbour: str = "beta@full#0", sweep: SweepSettings = SWEEP, steps: int = 6) -> TuningJob:
+def make_job(
+    name: str, neighbour: str = "beta@full#0", sweep: SweepSettings = SWEEP, steps: int = 6, method: str = "pi"
+) -> TuningJob:
     near = (Neighbour(neighbour, 0.5, f"experts/{neighbour}"),)
     slice_ = Slice.parse(name)
     artifacts = (f"interpolations/{name}", f"sweeps/{name}.parquet")
     recipe = FEW.model_copy(update={"steps": steps})
-    return TuningJob(
-        artifacts, {"makes": name}, slice_, near, f"experts/{name}", recipe, InterpolationSettings(), sweep
-    )
+    settings = InterpolationSettings()
+    return TuningJob(artifacts, {"makes": name}, slice_, near, f"experts/{name}", recipe, settings, sweep, method)
 
 
 def test_every_combination_is_a_trial_once() -> None:
@@ -58,6 +59,11 @@ def test_temperatures_that_differ_little_have_records_of_their_own() -> None:
     sweep = SweepSettings(temperature=(0.1234567, 0.1234568))
     found = points(make_job("alpha@2#0", sweep=sweep))
     assert len({point.record for point in found}) == len({point.artifact for point in found}) == len(found) == 4
+
+
+def test_trials_of_two_methods_for_a_target_lie_apart() -> None:
+    (one, _), (other, _) = (points(make_job("alpha@2#0", method=method)) for method in ("pi", "fusion"))
+    assert one.name == other.name and one.artifact != other.artifact and one.record != other.record
 
 
 def test_a_target_has_one_trial_at_a_time_and_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +216,7 @@ def test_each_target_gets_the_best_of_its_trials(ray_session: None, tmp_path: Pa
         manifest = store.manifest(job.artifacts[0])
         assert manifest is not None
         assert (manifest["temperature"], manifest["top_k"], manifest["own"]) == (0.5, 1, "fresh")
+        assert (manifest["trials"], manifest["steps"]) == (4, 8 + 2 + 8 + 2)
         assert manifest["fingerprint"] == job.fingerprint and manifest["members"] == ["beta@full#0", str(job.slice)]
         rows = store.table(job.artifacts[1]).to_pylist()
         steps = {name: [row["step"] for row in rows if row["temperature"] == name] for name in (1.0, 4.0, 0.5, 2.0)}
