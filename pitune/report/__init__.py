@@ -2,6 +2,6 @@
 
 from pitune.report.matrix import matrix_markdown
 from pitune.report.page import build_page, write_report
-from pitune.report.tables import markdown
+from pitune.report.text import markdown
 
 __all__ = ["build_page", "markdown", "matrix_markdown", "write_report"]

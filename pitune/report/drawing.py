@@ -25,7 +25,12 @@ from matplotlib.ticker import MaxNLocator
 
 INK, MUTED, LINE, PAPER, ACCENT, HEAT = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
 """Stand-ins for the page's colours: text, quieter text, rules and grids, background, what is ours, shades of much."""
-VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--paper", ACCENT: "--accent", HEAT: "--heat"}
+UP, DOWN = "#070809", "#08090a"
+"""More: shades of gains and losses."""
+VARIABLES = {
+    INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--paper", ACCENT: "--accent", HEAT: "--heat",
+    UP: "--up", DOWN: "--down",
+}  # fmt: skip
 PALETTE = (
     "#2f86a6", "#e0913f", "#5aa05a", "#c75b7e", "#8d70c4", "#b8a035",
     "#45b0a4", "#d56f4e", "#6f86cf", "#94905c", "#a5645a", "#5f9bd1",

@@ -12,15 +12,34 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pitune.methods import METHODS
-from pitune.report import contents, figures, score_figures, scores, similarities, tables, task_figures, words
+from pitune.report import (
+    contents,
+    controls,
+    figures,
+    numbers,
+    overview,
+    prediction,
+    ranking,
+    score_figures,
+    scores,
+    similarities,
+    tables,
+    task_figures,
+    transfer,
+    transfer_figures,
+    words,
+)
 from pitune.report.contents import Manifests
+from pitune.report.overview import Overview
 from pitune.report.scores import Average, TargetScores
 from pitune.report.similarities import GraphEdge
 from pitune.store import Store, fingerprint_of
 
 PAGE = "report.html"
-VERSION = 3
+VERSION = 4
 """Part of the page's fingerprint: raise it when the page changes."""
+NEAREST = 3
+"""So many neighbours are counted where it is asked which sources are near everyone."""
 
 
 def write_report(store: Store) -> None:
@@ -32,7 +51,7 @@ def write_report(store: Store) -> None:
     start = time.perf_counter()
     manifests, settings = _manifests(store)
     inputs = {artifact: manifest["fingerprint"] for artifact, manifest in manifests.items()}
-    told = {name: [method.title, method.note, method.sees] for name, method in METHODS.items()}
+    told = {name: [method.title, method.note, method.sees, method.control] for name, method in METHODS.items()}
     fingerprint = fingerprint_of({"report": VERSION, "artifacts": inputs, "settings": settings, "methods": told})
     if not store.is_current(PAGE, fingerprint):
         data = _page(store, manifests, settings).encode()
@@ -63,19 +82,24 @@ def _page(store: Store, manifests: Manifests, settings: str) -> str:
     """Fill the template."""
     targets = scores.read_targets(store)
     total = scores.average(targets)
+    rows = overview.overview(targets, overview.read_costs(store))
     edges = similarities.read_edges(store, manifests)
     trials = contents.read_trials(store, manifests)
+    moved = _transfer(store, manifests, edges)
     return (
         _environment()
         .get_template("template.html")
         .render(
             name=PurePosixPath(store.root.rstrip("/")).name,
             sentences=words.headline(total, targets),
+            controlled=words.controlled(controls.verdict(total), list(total.targets)),
             helpers=words.helpers(edges),
             shortfalls=words.shortfalls(total, targets) if targets else [],
             tiles=_tiles(total),
             results=_results(targets, total),
-            drawings=_drawings(store, manifests, targets, edges, trials),
+            overview=rows,
+            transfer=moved,
+            drawings=_drawings(store, manifests, targets, edges, trials) | _compared(rows, moved["matrix"]),
             neighbours=words.neighbours(edges),
             trials=[trial for trial in trials if trial.chosen],
             owns={trial.own for trial in trials},
@@ -92,7 +116,14 @@ def _environment() -> Environment:
     """Return a template environment that escapes everything and knows the number formats."""
     loader = PackageLoader("pitune.report", ".")
     found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    found.filters |= {"share": tables.share, "duration": duration, "size": size}
+    found.filters |= {
+        "share": numbers.share,
+        "points": numbers.points,
+        "between": numbers.between,
+        "duration": numbers.duration,
+        "size": numbers.size,
+        "count": numbers.count,
+    }
     return found
 
 
@@ -111,6 +142,7 @@ def _results(targets: list[TargetScores], total: Average) -> dict[str, Any]:
         "ours": scores.title(scores.OURS),
         "ceiling": scores.title(scores.ceiling()) if scores.ceiling() else "ceiling",
         "same": words.listed(same or ["none"], most=len(METHODS)),
+        "averaged": numbers.plural(len(total.targets), "target"),
         "seeds": tables.seeds_text(targets) if targets else "",
         "one_seed": scores.seed_counts(targets) == [1],
         "ratio": total.gap_closed,
@@ -126,16 +158,47 @@ def _tiles(total: Average) -> list[tuple[str, str, str]]:
     tiles = []
     if total.gap_closed is not None:
         above = scores.title(scores.ceiling())
-        tiles.append((tables.share(total.gap_closed), f"of the gap to {above} closed", "ratio of mean gaps"))
-    spread = tables.spread(total.gain_seeds)
+        tiles.append((numbers.share(total.gap_closed), f"of the gap to {above} closed", "ratio of mean gaps"))
+    spread = numbers.spread(total.gain_seeds)
     finer = f"± {spread} over seeds" if spread else "1 seed"
-    tiles.append((tables.points(total.gain), "points over the single expert", finer))
+    tiles.append((numbers.points(total.gain), "points over the single expert", finer))
     ahead = f"{words.wins(total)} / {len(total.targets)}"
     tiles.append((ahead, "targets ahead of the single expert", "mean over seeds"))
     if total.worst is not None:
         target, value = total.worst
-        tiles.append((tables.points(value), "points on the worst target", target.name))
+        tiles.append((numbers.points(value), "points on the worst target", target.name))
     return tiles
+
+
+# --- transfer ------------------------------------------------------------------------------------------------------
+
+
+def _transfer(store: Store, manifests: Manifests, edges: list[GraphEdge]) -> dict[str, Any]:
+    """Return what was measured of transfer, how well it was predicted, and which sources are near everyone."""
+    measured = transfer.read_rows(store, manifests, transfer.TRANSFER)
+    graph = transfer.read_rows(store, manifests, "graph.parquet")
+    pairs = transfer.read_pairs(measured)
+    judgements = prediction.judge(measured, graph)
+    near = prediction.occurrence(ranking.few_shot(graph), NEAREST)
+    return {
+        "pairs": pairs,
+        "matrix": transfer.matrix(pairs, edges),
+        "sentences": words.transferred(pairs) + words.predicted(judgements, graph),
+        "rankings": ranking.rankings(judgements, graph),
+        "near": [(contents.split_slice(one.source)[0], one) for one in near],
+        "hubs": words.hubs(near, NEAREST),
+        "nearest": NEAREST,
+    }
+
+
+def _compared(rows: Overview, matrix: transfer.Matrix | None) -> dict[str, Markup]:
+    """Return the figures that compare: methods with each other, and what was predicted with what was measured."""
+    drawn = {
+        "rivals": transfer_figures.rivals(rows.rivals),
+        "measured": transfer_figures.measured(matrix),
+        "predicted": transfer_figures.predicted(matrix),
+    }
+    return {name: Markup(text) for name, text in drawn.items()}
 
 
 # --- figures and the rest ------------------------------------------------------------------------------------------
@@ -209,19 +272,3 @@ def _versions(manifests: Manifests) -> list[tuple[str, str]]:
         for package, number in manifest.get("versions", {}).items():
             found.setdefault(package, set()).add(str(number))
     return [(package, ", ".join(sorted(numbers))) for package, numbers in found.items()]
-
-
-def duration(seconds: float) -> str:
-    """Return ``42 s``, ``3 min 20 s`` or ``2 h 05 min``."""
-    if seconds < 59.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def size(count: int) -> str:
-    """Return a number of bytes as ``3.2 MB``."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count} B"

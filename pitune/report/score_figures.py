@@ -28,18 +28,19 @@ from pitune.report.drawing import (
     styled,
     svg,
 )
+from pitune.report.numbers import points
 from pitune.report.scores import (
     BASELINE,
     OURS,
     Scores,
     TargetScores,
     average,
+    by_seed,
     ceiling,
-    difference,
     methods_of,
+    same_shots,
     title,
 )
-from pitune.report.tables import points
 
 CROWDED = 2.0
 """Up to so many times the room of the others, a method that sees nothing is drawn whole; farther out, it is cut off."""
@@ -101,7 +102,7 @@ def methods(targets: Sequence[TargetScores]) -> str:
     axes.axvline(0, color=MUTED, linewidth=1.2, zorder=1)
     low, high = _range(gained)
     for y, (name, values) in enumerate(gained.items()):
-        seeds = difference(total.scores, name, BASELINE)
+        seeds = by_seed(total.scores, name, BASELINE)
         _method(axes, y, name, values, math.nan if seeds is None else 100 * seeds.std)
         mean = statistics.fmean(values)
         sign = "\N{LEFTWARDS ARROW} " if mean < low else "\N{RIGHTWARDS ARROW} " if mean > high else ""
@@ -130,11 +131,11 @@ def _range(gained: dict[str, list[float]]) -> tuple[float, float]:
 
 
 def _method(axes: Axes, y: float, name: str, values: Sequence[float], spread: float) -> None:
-    """Draw one row: a method's targets, their mean, and its ``spread`` over seeds; hollow where it sees other data."""
+    """Draw one row: a method's targets, their mean, and its ``spread`` over seeds; hollow where it is not ranked."""
     colour, mean = ACCENT if name == OURS else MUTED, statistics.fmean(values)
     aside = 0.2 * np.cos(np.arange(len(values)) * 2.4)  # so that targets that score alike stay apart
     axes.plot(values, y + aside, "o", color=colour, markersize=3.6, alpha=0.55, markeredgewidth=0, zorder=2)
     if not math.isnan(spread):
         axes.plot([mean - spread, mean + spread], [y, y], color=colour, linewidth=1.6, zorder=3)
-    face = colour if METHODS[name].sees == "shots" else PAPER
+    face = colour if name in same_shots() else PAPER
     axes.plot([mean], [y], "o", markerfacecolor=face, markeredgecolor=colour, markersize=8.5, zorder=4)

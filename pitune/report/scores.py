@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from pitune.methods import METHODS
 from pitune.report.contents import Group, group_name, group_order, shots_order
+from pitune.report.differences import Difference, difference
 from pitune.store import Store
 
 BASELINE, OURS = "single", "pi"
@@ -28,8 +29,8 @@ def title(method: str) -> str:
 
 
 def same_shots() -> tuple[str, ...]:
-    """Return the methods that see the target's shots and nothing else of it: those that may be compared."""
-    return tuple(name for name, method in METHODS.items() if method.sees == "shots")
+    """Return the methods that see the target's shots and nothing else of it: those that are ranked, no controls."""
+    return tuple(name for name, method in METHODS.items() if method.sees == "shots" and not method.control)
 
 
 def ceiling() -> str:
@@ -96,7 +97,7 @@ class TargetScores:
     @property
     def gain(self) -> Score | None:
         """``OURS - BASELINE``, seed by seed; None where no seed has both."""
-        return difference(self.scores, OURS, BASELINE)
+        return by_seed(self.scores, OURS, BASELINE)
 
     @property
     def gap_closed(self) -> float | None:
@@ -148,7 +149,7 @@ class Average:
     @property
     def gain_seeds(self) -> Score | None:
         """The same within each seed."""
-        return difference(self.scores, OURS, BASELINE)
+        return by_seed(self.scores, OURS, BASELINE)
 
     @property
     def gap_closed(self) -> float | None:
@@ -200,7 +201,18 @@ def seed_counts(targets: Sequence[TargetScores]) -> list[int]:
     return sorted({len(score.values) for target in targets for score in target.scores.values()})
 
 
-def difference(scores: Scores, first: str, second: str) -> Score | None:
+def by_slice(targets: Sequence[TargetScores], method: str) -> dict[str, float]:
+    """Return what a method scored on each slice, by its name; those that it has not scored are not there."""
+    scored = [(target.name, target.scores[method].values) for target in targets if method in target.scores]
+    return {f"{name}#{seed}": value for name, values in scored for seed, value in values.items()}
+
+
+def compare(targets: Sequence[TargetScores], first: str, second: str) -> Difference | None:
+    """Return ``first - second``, paired over the slices of ``targets``; None where no slice has both."""
+    return difference(by_slice(targets, first), by_slice(targets, second))
+
+
+def by_seed(scores: Scores, first: str, second: str) -> Score | None:
     """Return ``first - second`` over the seeds that both have."""
     if first not in scores or second not in scores:
         return None

@@ -1,62 +1,20 @@
-"""The report's tables: scores as cells, for the page and as Markdown, and what every family of artifacts cost."""
+"""The report's tables: scores as cells, and what every family of artifacts cost."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pitune.report.contents import Manifests, shots_order
-from pitune.report.scores import (
-    Average,
-    Score,
-    TargetScores,
-    average,
-    gap_ratio,
-    methods_of,
-    question,
-    read_targets,
-    seed_counts,
-    title,
-)
-from pitune.store import Store
+from pitune.report.numbers import percent, plural, points, share, spread
+from pitune.report.scores import Average, Score, TargetScores, average, methods_of, seed_counts
 
 LEVEL = 0.0005
 """Differences below this, half a tenth of a point, are called level."""
 MOST_SEEDS = 12
 """So many seeds are listed in a cell's hover text."""
-
-# --- numbers as text -----------------------------------------------------------------------------------------------
-
-
-def percent(value: float | None) -> str:
-    """Return a fraction as ``84.2``."""
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def points(value: float | None) -> str:
-    """Return a difference in points with its sign: ``+5.1``."""
-    if value is None:
-        return "–"
-    text = f"{100 * value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
-def share(value: float | None) -> str:
-    """Return a fraction as ``41 %``."""
-    return "–" if value is None else f"{100 * value:.0f}\u00a0%".replace("-", "−")
-
-
-def spread(score: Score | None, digits: int = 1) -> str:
-    """Return a score's standard deviation in points: ``0.6``; empty where there is one seed."""
-    return "" if score is None or math.isnan(score.std) else f"{100 * score.std:.{digits}f}"
-
-
-def plural(count: int, word: str) -> str:
-    """Return ``1 seed``, ``3 seeds``."""
-    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def seeds_text(targets: Sequence[TargetScores]) -> str:
@@ -103,7 +61,7 @@ class Block:
 
 def blocks(targets: Sequence[TargetScores]) -> list[Block]:
     """Return the result table: a block for each shot count, the last one the average over all."""
-    methods, counts, found = methods_of(targets), _shots(targets), []
+    methods, counts, found = methods_of(targets), shots_of(targets), []
     for shots in counts:
         some = [target for target in targets if target.shots == shots]
         total = average(some)
@@ -129,12 +87,18 @@ def target_row(target: TargetScores, methods: Sequence[str]) -> TableRow:
 
 def average_row(name: str, total: Average, methods: Sequence[str]) -> TableRow:
     """Return the row of an average; its spreads only where seeds and targets are complete."""
+    cells = average_cells(total, methods)
+    gain = _gain_cell(total.gain, total.gain_seeds)
+    return TableRow(name, "every target counts once", cells, gain, Cell(share(total.gap_closed)), average=True)
+
+
+def average_cells(total: Average, methods: Sequence[str]) -> list[Cell]:
+    """Return each method's cell of an average."""
     cells = []
     for method in methods:
         cell = _score_cell(total.scores.get(method), method in total.best)
         cells.append(Cell(percent(total.means.get(method)), cell.spread, cell.seeds, cell.style))
-    gain = _gain_cell(total.gain, total.gain_seeds)
-    return TableRow(name, "every target counts once", cells, gain, Cell(share(total.gap_closed)), average=True)
+    return cells
 
 
 def seed_rows(targets: Sequence[TargetScores]) -> list[tuple[str, list[str]]]:
@@ -150,7 +114,8 @@ def seed_rows(targets: Sequence[TargetScores]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _shots(targets: Sequence[TargetScores]) -> list[str]:
+def shots_of(targets: Sequence[TargetScores]) -> list[str]:
+    """Return the shot counts of ``targets``, the fewest first."""
     return sorted({target.shots for target in targets}, key=shots_order)
 
 
@@ -171,49 +136,6 @@ def _seed_text(score: Score, form: Callable[[float], str]) -> str:
     """Return ``seed 0: 84.1, seed 1: 85.0``."""
     shown = [f"seed {seed}: {form(value)}" for seed, value in list(score.values.items())[:MOST_SEEDS]]
     return ", ".join(shown) + (", …" if len(score.values) > MOST_SEEDS else "")
-
-
-# --- as Markdown ---------------------------------------------------------------------------------------------------
-
-
-def markdown(store: Store) -> str:
-    """Return the result table as Markdown: a row per target, then the averages; one line says how to read it."""
-    targets = read_targets(store)
-    if not targets:
-        return "No results yet.\n"
-    methods, counts = methods_of(targets), _shots(targets)
-    head = ["task", "shots", *(title(method) for method in methods), question(), "gap closed"]
-    lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
-    lines += [_markdown_row(target_row(target, methods), _plain(target.task), target.shots) for target in targets]
-    for shots in [*counts, "all"] if len(counts) > 1 else counts:
-        total = average([target for target in targets if shots in ("all", target.shots)])
-        if total.targets:
-            name = f"*mean of {len(total.targets)}*"
-            lines.append(_markdown_row(average_row(name, total, methods), name, shots))
-    note = (
-        f"Percent on the test split, mean ± standard deviation over {seeds_text(targets)}; bold: "
-        f"best of the methods that see the same shots; gap closed: {gap_ratio()}, of the means."
-    )
-    return "\n".join(lines) + f"\n\n{note}\n"
-
-
-def _markdown_row(row: TableRow, name: str, shots: str) -> str:
-    cells = []
-    for cell in row.scores:
-        bold = "**" if cell.style == "best" else ""
-        cells.append(f"{bold}{cell.text}{bold}" + (f" ± {cell.spread}" if cell.spread else ""))
-    return _line([name, shots, *cells, row.gain.text, row.closed.text])
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _plain(text: str) -> str:
-    """Keep a name from being read as Markdown or HTML."""
-    for sign, instead in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*"), ("`", "\\`")):
-        text = text.replace(sign, instead)
-    return " ".join(text.split())
 
 
 # --- what it cost --------------------------------------------------------------------------------------------------

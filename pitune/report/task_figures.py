@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import networkx as nx
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from pitune.report.contents import Group
 from pitune.report.drawing import HEAT, INK, LINE, MUTED, OTHERS, PAPER, figure, short, short_group, styled, svg
 from pitune.report.similarities import SimilarityTable
 
@@ -31,31 +33,58 @@ def heatmap(found: SimilarityTable) -> str:
     height = 0.42 if rows <= ANNOTATED else 0.3
     drawn = figure(10.3 if columns > 6 else 0.9 * columns + 3.4, height * rows + 1.9)
     axes, scale = drawn.subplots(1, 2, width_ratios=[40, 1])
-    for (row, column), value in np.ndenumerate(found.values):
-        place = (column + 0.03, row + 0.03)
-        if found.same[row, column]:
-            axes.add_patch(Rectangle(place, 0.94, 0.94, fill=False, hatch="////", edgecolor=LINE, linewidth=0))
-        elif math.isfinite(value):
-            at = depth[row, column]
-            axes.add_patch(Rectangle(place, 0.94, 0.94, facecolor=HEAT, alpha=at, linewidth=0))
-            if rows <= ANNOTATED and columns <= 2 * ANNOTATED:
-                look = {"fontsize": 7 if wide else 9, "color": PAPER if at > 0.55 else INK}
-                axes.text(column + 0.5, row + 0.5, _bare(value), ha="center", va="center", **look)
-    names = [short_group(column) for column in found.columns]
-    axes.set_xticks(np.arange(columns) + 0.5, names, rotation=40, ha="left", rotation_mode="anchor")
-    axes.set_yticks(np.arange(rows) + 0.5, [short(source) for source in found.sources])
-    axes.xaxis.tick_top()
-    axes.set_xlim(0, columns)
-    axes.set_ylim(rows, 0)
-    axes.tick_params(length=0, labelsize=9)
-    axes.spines[:].set_visible(False)
+    size = 0 if rows > ANNOTATED or columns > 2 * ANNOTATED else 7 if wide else 9
+    cells(axes, found.values, found.same, lambda place: (HEAT, depth[place]), bare, size)
+    name_cells(axes, found.sources, found.columns)
     axes.set_xlabel("target (mean over seeds)", fontsize=9)
-    axes.set_ylabel("source", fontsize=9)
     _scale(scale, low, high)
     return svg(drawn, "Heatmap of the similarity of every source task to every target")
 
 
-def _bare(value: float) -> str:
+def cells(
+    axes: Axes,
+    values: NDArray[np.float64],
+    same: NDArray[np.bool_],
+    shade: Callable[[tuple[int, int]], tuple[str, float]],
+    form: Callable[[float], str],
+    size: float,
+) -> None:
+    """Draw the cells of a heatmap, the same task hatched.
+
+    Args:
+        axes: where.
+        values: (rows, columns); NaN where there is none.
+        same: (rows, columns); whether both are of one task.
+        shade: gives a cell, by its place, its colour and how much of it, 0 to 1.
+        form: writes a value.
+        size: of what is written in, in points; 0: nothing is.
+    """
+    for (row, column), value in np.ndenumerate(values):
+        at = (column + 0.03, row + 0.03)
+        if same[row, column]:
+            axes.add_patch(Rectangle(at, 0.94, 0.94, fill=False, hatch="////", edgecolor=LINE, linewidth=0))
+        elif math.isfinite(value):
+            colour, amount = shade((row, column))
+            axes.add_patch(Rectangle(at, 0.94, 0.94, facecolor=colour, alpha=amount, linewidth=0))
+            if size:
+                ink = PAPER if amount > 0.55 else INK
+                axes.text(column + 0.5, row + 0.5, form(value), ha="center", va="center", fontsize=size, color=ink)
+
+
+def name_cells(axes: Axes, sources: list[str], columns: list[Group], width: int = 20) -> None:
+    """Write the names of a heatmap's rows and columns, and see that all of its cells show."""
+    names = [short_group(column, width) for column in columns]
+    axes.set_xticks(np.arange(len(columns)) + 0.5, names, rotation=40, ha="left", rotation_mode="anchor")
+    axes.set_yticks(np.arange(len(sources)) + 0.5, [short(source, width + 4) for source in sources])
+    axes.xaxis.tick_top()
+    axes.set_xlim(0, len(columns))
+    axes.set_ylim(len(sources), 0)
+    axes.tick_params(length=0, labelsize=9)
+    axes.spines[:].set_visible(False)
+    axes.set_ylabel("source", fontsize=9)
+
+
+def bare(value: float) -> str:
     """Return ``.59``, ``-.02`` or ``1.00``."""
     return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.2f}"
 

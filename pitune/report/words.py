@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 
-from pitune.report.contents import Group, Trial, group_name
-from pitune.report.scores import BASELINE, OURS, Average, TargetScores, same_shots, seed_counts, title
+from pitune.report.contents import Group, Trial, group_name, split_slice
+from pitune.report.controls import Verdict
+from pitune.report.differences import DECIDING, Difference
+from pitune.report.numbers import between, ends, percent, plural, points, share, spread
+from pitune.report.prediction import RANDOM, Judgement, Occurrence, Row
+from pitune.report.ranking import in_use
+from pitune.report.scores import BASELINE, OURS, Average, TargetScores, compare, same_shots, seed_counts, title
 from pitune.report.similarities import GraphEdge, graph_columns, task_similarity
-from pitune.report.tables import LEVEL, percent, plural, points, seeds_text, share, spread
+from pitune.report.tables import LEVEL, seeds_text
+from pitune.report.transfer import Pair, gained
+
+MOST = 4
+"""So many are listed, or one fewer and how many more."""
 
 
-def listed(names: list[str], most: int = 4) -> str:
+def listed(names: list[str], most: int = MOST) -> str:
     """Return ``a, b and c``, or the first few and how many more."""
     if len(names) > most:
         names = [*names[: most - 1], f"{len(names) - most + 1} more"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def bounds(found: Difference | None) -> str:
+    """Return ``95 % interval 0.4 to 2.9``, of how many slices where they are few; or why there is none."""
+    if found is None or not found.has_interval:
+        return f"no interval: {plural(found.slices if found else 0, 'slice')}"
+    few = f", of only {found.slices} slices" if found.slices < DECIDING else ""
+    return f"95\u00a0% interval {between(found)}{few}"
 
 
 def headline(total: Average, targets: list[TargetScores]) -> list[str]:
@@ -25,12 +43,13 @@ def headline(total: Average, targets: list[TargetScores]) -> list[str]:
     gain = total.gain
     if gain is None:
         return ["The methods to compare, a single expert and the interpolated one, are not both there yet."]
-    around = spread(total.gain_seeds)
-    around = around and f"\u00a0±\u00a0{around}"
     way = "gains" if gain > 0 else "loses"
-    change = f"{way} {percent(abs(gain))}{around} points" if abs(gain) > LEVEL else "gains nothing"
+    change = f"{way} {percent(abs(gain))} points" if abs(gain) > LEVEL else "gains nothing"
+    first, second = (OURS, BASELINE) if gain > 0 else (BASELINE, OURS)
+    around = bounds(compare(total.targets, first, second))
     sentences = [
-        f"Interpolating the experts of its nearest tasks with its own, a target {change} over its single expert: "
+        f"Interpolating the experts of its nearest tasks with its own, a target {change} over its single expert "
+        f"({around}): "
         f"{percent(total.means[OURS])}\u00a0% instead of {percent(total.means[BASELINE])}\u00a0%, the mean of "
         f"{plural(len(total.targets), 'target')} and {seeds_text(targets)}."
     ]
@@ -51,13 +70,22 @@ def wins(total: Average) -> int:
 def _place(total: Average) -> str:
     """Return where the interpolated experts stand, on average, among those that see the same shots."""
     others = sorted((m for m in same_shots() if m in total.means and m != OURS), key=lambda m: -total.means[m])
-    lead = percent(abs(total.means[OURS] - total.means[others[0]]))
+    first = others[0]
+    lead = percent(abs(total.means[OURS] - total.means[first]))
     if total.best == (OURS,):
-        return f"On average it is the best of those that see the same shots, {lead} ahead of {title(others[0])}."
+        around = _order(compare(total.targets, OURS, first))
+        return f"On average it is the best of those that see the same shots, {lead} ahead of {title(first)} ({around})."
     if OURS in total.best:
         level = listed([title(method) for method in total.best if method != OURS])
         return f"On average it is as good as {level}; none that sees the same shots is better."
-    return f"On average {title(others[0])}, which sees the same shots, is better by {lead}."
+    around = _order(compare(total.targets, first, OURS))
+    return f"On average {title(first)}, which sees the same shots, is better by {lead} ({around})."
+
+
+def _order(found: Difference | None) -> str:
+    """Return a difference's interval, and whether it leaves the order open."""
+    open_order = found is not None and found.has_interval and found.clear == 0
+    return bounds(found) + (": which of the two is better is open" if open_order else "")
 
 
 def shortfalls(total: Average, targets: list[TargetScores]) -> list[str]:
@@ -66,19 +94,103 @@ def shortfalls(total: Average, targets: list[TargetScores]) -> list[str]:
     behind = [(t, t.gain.mean) for t in total.targets if t.gain is not None and t.gain.mean < -LEVEL]
     if behind:
         behind.sort(key=lambda pair: pair[1])
-        names = [f"{target.name} ({points(value)})" for target, value in behind]
-        found.append(f"Worse than the single expert: {listed(names)}.")
+        worst = _apart([(target, points(value), OURS, BASELINE) for target, value in behind])
+        found.append(f"Worse than the single expert: {worst}.")
     elif total.gain is not None:
         found.append("On no target is it worse than the single expert.")
     beaten = [t for t in total.targets if OURS in t.scores and t.best and not {OURS, BASELINE} & set(t.best)]
     if beaten:
-        names = [f"{target.name} ({title(target.best[0])})" for target in beaten]
-        found.append(f"Another method that sees the same shots is better on {listed(names)}.")
+        lost = _apart([(target, _lost(target), target.best[0], OURS) for target in beaten])
+        found.append(f"Another method that sees the same shots is better on {lost}.")
     if seed_counts(targets) == [1]:
         found.append("One seed only: nothing is known of the spread.")
     if total.left_out:
         found.append(f"{plural(total.left_out, 'target')} of {len(targets)} lack a method and are not in the averages.")
     return found
+
+
+def _lost(target: TargetScores) -> str:
+    """Return by how much the best method is ahead on a target."""
+    best = target.best[0]
+    return f"{title(best)} by {percent(target.scores[best].mean - target.scores[OURS].mean)}"
+
+
+def _apart(differences: list[tuple[TargetScores, str, str, str]]) -> str:
+    """List targets, each with what is said of it and the interval of ``first - second``, as far as they are shown."""
+    shown = [
+        f"{target.name} ({said}; {bounds(compare([target], first, second))})"
+        for target, said, first, second in differences[:MOST]
+    ]
+    return listed([*shown, *(target.name for target, *_ in differences[MOST:])])
+
+
+def controlled(found: Verdict | None, targets: list[TargetScores]) -> str:
+    """Return one line on whether the gain is transfer; empty where no control has been scored."""
+    if found is None:
+        return ""
+    apart = [f"{points(one.mean)} over {title(name)} ({bounds(one)})" for name, one in found.beyond.items()]
+    over = [f"{points(found.gain.mean)} points over {title(BASELINE)} ({bounds(found.gain)})", *apart]
+    tasks = plural(len({target.task for target in targets}), "task")
+    numbers = f"{title(OURS)} is {listed(over)}, paired over {plural(found.gain.slices, 'slice')} of {tasks}"
+    nearest, beyond = title(found.control), found.beyond[found.control].mean / (found.gain.mean or 1.0)
+    if found.kind == "transfer":
+        return (
+            f"The gain is transfer: {numbers}; {'all' if beyond > 0.995 else share(beyond)} of it goes beyond "
+            f"{nearest}, the better control."
+        )
+    if found.kind == "regularisation":
+        return (
+            f"The gain is regularisation rather than transfer: {nearest} reaches {share(1 - beyond)} of it; {numbers}."
+        )
+    why = {
+        "slices": f"fewer than {DECIDING} slices prove nothing",
+        "gain": f"{title(OURS)} has no clear gain to explain",
+        "controls": "not every control has been scored",
+        "overlap": f"{nearest} may reach much of the gain, or little",
+    }[found.why]
+    return f"Transfer or regularisation? Undecided, {why}: {numbers}."
+
+
+def transferred(pairs: list[Pair]) -> list[str]:
+    """Return sentences on what sources bring on average, and on how many pairs."""
+    others = [pair for pair in pairs if not pair.is_own]
+    found = gained(others)
+    if found is None:
+        return []
+    better = sum(1 for pair in others if pair.score > pair.single + LEVEL)
+    way, one = ("above", found) if found.mean > 0 else ("below", found.turned())
+    return [
+        f"Started from an expert of another task and tuned on its shots, a target is on average {percent(one.mean)} "
+        f"points {way} its single expert ({bounds(one)}, paired over {plural(one.slices, 'target slice')}).",
+        f"Of {plural(len(others), 'pair')}, {better} gain.",
+    ]
+
+
+def predicted(judgements: list[Judgement], graph: Sequence[Row]) -> list[str]:
+    """Return a sentence on how well the similarity in use ranks the sources, beside a random ranking."""
+    used = next((one for one in judgements if one.similarity == in_use(graph)), None)
+    chance = next((one for one in judgements if one.similarity == RANDOM), None)
+    if used is None or chance is None or "regret@1" not in used.values:
+        return []
+    lost, random, ahead = used.values["regret@1"], chance.values["regret@1"], used.ahead["regret@1"]
+    if ahead.low is None or ahead.high is None:
+        said = f"no interval: {plural(len(ahead.seeds), 'seed')}"
+    else:
+        said = f"95\u00a0% interval {ends(ahead.low, ahead.high)} over {plural(len(ahead.seeds), 'seed')}"
+    return [
+        f"The nearest source, by the similarity in use, is {percent(lost.mean)} points below the best one, a source "
+        f"taken at random {percent(random.mean)}: the similarity is worth {points(ahead.mean)} points ({said})."
+    ]
+
+
+def hubs(found: list[Occurrence], k: int) -> list[str]:
+    """Return a sentence on the source that is among the nearest most often."""
+    if not found or found[0].share <= found[0].chance:
+        return []
+    first = found[0]
+    many = f"{first.near} of the {plural(first.targets, 'target slice')} of other tasks"
+    odds = f"{share(first.share)}, by chance {share(first.chance)}"
+    return [f"{split_slice(first.source)[0]} is among the {k} nearest of {many}: {odds}."]
 
 
 def helpers(edges: list[GraphEdge]) -> list[str]:

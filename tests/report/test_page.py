@@ -109,7 +109,7 @@ def test_the_figure_of_all_methods_has_their_gains(page: str, store: Store) -> N
 
 def test_figures_tell_what_they_are(page: str) -> None:
     drawings = [attributes for tag, attributes in Reader(page).tags if tag == "svg"]
-    assert len(drawings) == 10
+    assert len(drawings) == 13
     assert all(one["role"] == "img" and one["aria-label"] and one["viewbox"] for one in drawings)
     assert "'DejaVu Sans'" not in page
     assert "#010203" not in page
@@ -275,7 +275,7 @@ def test_a_seventh_method_is_everywhere(tmp_path: Path, monkeypatch: pytest.Monk
     assert "all together" not in build_page(store)
     monkeypatch.setitem(METHODS, "joint", Joint())
     page = build_page(store)
-    assert re.search(r'<th scope="col" class="same" title="[^"]*at once">all together</th>', page)
+    assert re.search(r'<th scope="col" class="same" title="[^"]*at once"><span>all together</span></th>', page)
     assert "single, uniform, nearest, pi and all together, which see the same shots" in page
     assert "<dt>all together</dt><dd>one expert trained on &lt;every&gt; target&#39;s shots at once</dd>" in page
     values = [row["value"] for row in study.rows if row["method"] == "joint" and row["task"] == "movie"]
@@ -295,8 +295,9 @@ def test_the_best_may_be_a_seventh(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
     store.commit("results.parquet", {"": table_bytes(rows)}, "0")
     page = build_page(store)
-    assert "On average all together, which sees the same shots, is better by 15.0." in page
-    assert "Another method that sees the same shots is better on movie@4 (all together)." in page
+    assert "On average all together, which sees the same shots, is better by 15.0 (no interval: 1 slice)." in page
+    said = "is better on movie@4 (all together by 15.0; no interval: 1 slice)."
+    assert f"Another method that sees the same shots {said}" in page
 
 
 def test_what_left_the_settings_is_left_out() -> None:

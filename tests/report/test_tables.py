@@ -124,10 +124,11 @@ def test_cost_adds_up_the_manifests_by_family(tmp_path: Path) -> None:
         "predictions": pytest.approx((4 * 6 + 2 * 3) * 0.75),
         "rivals": 2.0,
         "graph": 0.1,
+        "transfer": pytest.approx(6 * 3 * 1.5 + 0.1),
         "sweeps": None,
         "results": None,
     }
-    assert list(families)[:3] == ["interpolations", "experts", "predictions"]
+    assert list(families)[:3] == ["interpolations", "experts", "transfer"]
     assert families["predictions"].artifacts == 30
     assert families["rivals"].bytes == 3
 
@@ -142,7 +143,13 @@ def test_the_ceiling_is_what_sees_all(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_markdown_has_a_row_per_target_and_the_averages(study: Study, store: Store) -> None:
     lines = markdown(store).splitlines()
-    rows = [line for line in lines if line.startswith("|")]
+    between = lines.index("")
+    methods, rows = lines[:between], [line for line in lines[between:] if line.startswith("|")]
+    assert len(methods) == 2 + len(study.methods)
+    assert len({line.count("|") for line in methods}) == 1
+    assert methods[2].startswith(
+        f"| pi | **{100 * mean(r['value'] for r in study.rows if r['method'] == 'pi'):.1f}** ±"
+    )
     assert len(rows) == 2 + 12 + 3
     assert len({line.count("|") for line in rows}) == 1
     amazon = next(line for line in rows if line.startswith("| amazon | 4 "))
