@@ -137,8 +137,12 @@ class Materials:
 
     def expert(self, artifact: str) -> Expert:
         """Read a committed expert."""
+        return self.saved(artifact)[1]
+
+    def saved(self, artifact: str) -> tuple[ExpertKind, Expert]:
+        """Read a committed expert and its kind, which of some methods is not the study's."""
         config, weights = (self.store.read(artifact, name) for name in (CONFIG, WEIGHTS))
-        return from_files(config, weights, f"{self.store.root}/{artifact}")[1]
+        return from_files(config, weights, f"{self.store.root}/{artifact}")
 
     def _agree(self, what: str, found: str) -> None:
         """Note a content hash; raise where another process of the study has found another one."""

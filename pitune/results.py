@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from pitune.materials import Materials
 
 RESULTS, TRANSFER = "results.parquet", "transfer.parquet"
+PAIRS = "transfer"
+"""Where the pairs of the transfer matrix lie, and what people see their stage called."""
+COMMON = "common"
+"""What stands for a source where the target's own expert, from the common start, is scored beside its pairs."""
 COLUMNS = (
     *("method", "task", "shots", "seed", "slice", "metric", "value", "examples"),
     *("seconds", "trials", "steps", "prediction"),
 )
 """The columns of the table of all scores."""
-PAIRS = "transfer"
-"""Where the pairs of the transfer matrix lie, and what people see their stage called."""
 
 
 @dataclass(frozen=True)

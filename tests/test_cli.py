@@ -22,6 +22,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def called(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["pitune", *words])
+        capsys.readouterr()  # what others printed before
         with pytest.raises(SystemExit) as caught:
             main()
         return int(caught.value.code or 0), *capsys.readouterr()
@@ -63,6 +64,18 @@ def test_plan_and_status_of_a_new_study(tmp_path: Path, run: Run) -> None:
     assert not (tmp_path / "study").exists()
 
 
+def test_a_matrix_that_is_not_asked_for_is_told_in_one_line(tmp_path: Path, run: Run) -> None:
+    config = str(make_study(tmp_path))
+    code, out, err = run("transfer", config)
+    assert code == 2 and not out and err.count("\n") == 1
+    assert (
+        err == f"pitune: {config}: transfer: is missing; give its sources and targets, or {{}} for all of the study's\n"
+    )
+    code, _, err = run("transfer", config, "--set", "transfer.sources=[alpha@2#0]")
+    assert code == 2 and "transfer.sources: found alpha@2#0; sources has alpha@full#0" in err
+    assert not (tmp_path / "study").exists()
+
+
 def test_a_method_that_there_is_not_is_one_line(tmp_path: Path, run: Run) -> None:
     config = str(make_study(tmp_path, methods=["single", "sinlge\n"]))
     run("plan", "nothing.yaml")  # takes away what writing a model printed
@@ -72,19 +85,6 @@ def test_a_method_that_there_is_not_is_one_line(tmp_path: Path, run: Run) -> Non
         assert err == f"pitune: methods: found sinlge; there are {', '.join(METHODS)}\n"
     code, out, _ = run("plan", config, "--set", "methods=[pi]")
     assert code == 0 and "interpolations" in out and "transfer" not in out
-    assert not (tmp_path / "study").exists()
-
-
-def test_a_matrix_that_is_not_asked_for_is_told_in_one_line(tmp_path: Path, run: Run) -> None:
-    config = str(make_study(tmp_path))
-    run("plan", "nothing.yaml")  # takes away what writing a model printed
-    code, out, err = run("transfer", config)
-    assert code == 2 and not out and err.count("\n") == 1
-    assert (
-        err == f"pitune: {config}: transfer: is missing; give its sources and targets, or {{}} for all of the study's\n"
-    )
-    code, _, err = run("transfer", config, "--set", "transfer.sources=[alpha@2#0]")
-    assert code == 2 and "transfer.sources: found alpha@2#0; sources has alpha@full#0" in err
     assert not (tmp_path / "study").exists()
 
 

@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from tinystudy import make_study
 
 from pitune.config import load_config
+from pitune.methods.transfer import wrong_pairs
+from pitune.results import TRANSFER
 from pitune.store import Store
 
 STAGES = {
@@ -56,19 +58,19 @@ def leave_something(study: Path, stage: str) -> None:
             store.discard(artifact)
 
 
-def run(config: Path, study: Path, kill_in: str | None = None) -> str:
-    """Run the study; with ``kill_in``, kill -9 the driver when that stage writes its first file.
+def run(config: Path, study: Path, kill_in: str | None = None, command: str = "run") -> str:
+    """Run the study, or another command; with ``kill_in``, kill -9 the driver when that stage writes its first file.
 
     Returns:
         What it printed.
     """
-    command = [sys.executable, "-m", "pitune.cli", "run", str(config), "--set", f"study={study}"]
+    words = [sys.executable, "-m", "pitune.cli", command, str(config), "--set", f"study={study}"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     lines = []
     place = FIRST.get(kill_in, STAGES[kill_in]) if kill_in else ""
     before = files(study, place) if kill_in else set()
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -117,3 +119,30 @@ def test_killed_in_each_stage_it_goes_on_to_identical_results(tmp_path: Path) ->
         [edge.pop("similarity") for edge in theirs], abs=1e-6
     )
     assert ours == theirs
+
+
+@pytest.mark.slow
+@pytest.mark.kill
+def test_a_matrix_killed_in_each_stage_goes_on_to_the_same_table(tmp_path: Path) -> None:
+    config = make_study(tmp_path, transfer={})
+    said = run(config, tmp_path / "through", command="transfer")
+    stages = ("experts", "transfer", "predictions")
+    pairs: set[str] = set()
+    for stage in stages:
+        run(config, tmp_path / "killed", kill_in=stage, command="transfer")
+        killed = Store(tmp_path / "killed")
+        assert not list(killed.problems()) and killed.manifest(TRANSFER) is None
+        kept = {name: manifest["written"] for name, manifest in killed.artifacts().items()}
+        pairs |= {name for name in kept if name.startswith("transfer/")}
+    assert run(config, tmp_path / "killed", command="transfer").splitlines()[-8:] == said.splitlines()[-8:]
+    through, killed = Store(tmp_path / "through"), Store(tmp_path / "killed")
+    assert through.artifacts().keys() == killed.artifacts().keys() and not wrong_pairs(killed)
+    assert killed.table(TRANSFER).equals(through.table(TRANSFER))
+    made = killed.artifacts()
+    assert pairs and {name: made[name]["written"] for name in kept} == kept  # what was there was not made again
+    for artifact in (name for name in through.artifacts() if name.startswith("transfer/")):
+        ours, theirs = (
+            load_file(tmp_path / name / artifact / "adapter_model.safetensors") for name in ("through", "killed")
+        )
+        for key in ours:
+            torch.testing.assert_close(ours[key], theirs[key], atol=1e-5, rtol=1e-5)

@@ -110,15 +110,19 @@ def test_every_value_is_what_the_committed_expert_scores(study: Study) -> None:
         "zero_shot": None,
         "single": "experts/{slice}",
         "uniform": "baselines/{slice}/uniform",
-        "nearest": "baselines/{slice}/nearest",
+        "nearest": "transfer/{slice}/{nearest}",
         "pi": "interpolations/{slice}",
         "full": "experts/{task}@full#0",
     }
+    edges = study.store.table("graph.parquet").to_pylist()
+    nearest = {edge["target"]: edge["source"] for edge in edges if edge["rank"] == 1}
     for row in study.store.table("results.parquet").to_pylist():
         place = experts[row["method"]]
         model = AutoModel.from_pretrained(folder).eval()
         if place:
-            model = PeftModel.from_pretrained(model, str(root / place.format(**row))).eval()
+            model = PeftModel.from_pretrained(
+                model, str(root / place.format(**row, nearest=nearest[row["slice"]]))
+            ).eval()
 
         @torch.no_grad()
         def embedded(text: str, model: torch.nn.Module) -> torch.Tensor:

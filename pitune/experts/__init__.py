@@ -6,6 +6,7 @@ from pitune.experts.bitfit import BitFit
 from pitune.experts.kind import Expert, ExpertKind
 from pitune.experts.lora import Lora
 from pitune.experts.prefix import Prefix
+from pitune.experts.whole import Whole
 
 KINDS: tuple[type[ExpertKind], ...] = (
     Lora,
@@ -15,4 +16,4 @@ KINDS: tuple[type[ExpertKind], ...] = (
 )
 """Every expert kind; a new one is added here, and nowhere else. The first is the default."""
 
-__all__ = ["KINDS", "Adapter", "Bank", "BitFit", "Expert", "ExpertKind", "Lora", "Prefix"]
+__all__ = ["KINDS", "Adapter", "Bank", "BitFit", "Expert", "ExpertKind", "Lora", "Prefix", "Whole"]

@@ -1,6 +1,7 @@
 """How a kind acts on a module: shared by all kinds, each call undone by the handles that it returns.
 
 - :func:`on_output` changes what a module gives.
+- :func:`on_parameters` lets a module compute with changed weights.
 - :func:`with_tokens` puts tokens among the input of a layer, or of a run of layers, and takes them out again at the
   end; masks and positions follow.
 - :func:`with_keys_values` lets the queries of an attention meet more keys and values.
@@ -11,7 +12,7 @@ Rows come as E equal groups; tensors have the expert axis in front, and each gro
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -42,6 +43,30 @@ def on_output(module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> 
         return change(x, output)
 
     return [module.register_forward_hook(hook, with_kwargs=True)]
+
+
+def on_parameters(module: nn.Module, changes: Callable[[], Mapping[str, Tensor]]) -> list[Handle]:
+    """Let ``module`` compute with its own parameters plus ``changes``, of one expert: there is no expert axis.
+
+    Args:
+        module: any module; of its own parameters, not its children's.
+        changes: gives them by name, each of its parameter's shape, when asked, once a pass.
+    """
+    held = module._parameters
+    before: list[dict[str, nn.Parameter | None]] = []
+
+    def enter(_: nn.Module, __: Any) -> None:
+        before.append(dict(held))
+        for name, change in changes().items():
+            parameter = held[name]
+            assert parameter is not None
+            held[name] = parameter + change  # type: ignore[assignment]  # modules read whatever tensor is there
+
+    def leave(_: nn.Module, __: Any, ___: Any) -> None:
+        if before:  # not where `enter` has raised
+            held.update(before.pop())
+
+    return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
 
 
 # --- tokens among a layer's input --------------------------------------------------------------------------------

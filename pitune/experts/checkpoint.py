@@ -14,12 +14,13 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 
 from pitune.errors import PituneError
-from pitune.experts import KINDS, Bank, Expert, ExpertKind
+from pitune.experts import KINDS, Bank, Expert, ExpertKind, Whole
 from pitune.experts.bank import attach
 from pitune.experts.kind import Files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PEFT_TYPES = {name: kind for kind in KINDS for name in (kind.peft_type, *kind.other_peft_types)}
+READABLE: tuple[type[ExpertKind], ...] = (*KINDS, Whole)
+PEFT_TYPES = {name: kind for kind in READABLE for name in (kind.peft_type, *kind.other_peft_types)}
 
 
 def to_files(kind: ExpertKind, expert: Expert, backbone: str) -> dict[str, bytes]:

@@ -55,20 +55,24 @@ def answers(
 
 def score(materials: Materials, jobs: Sequence[ScoringJob]) -> None:
     """Score experts of one task on its whole test split and commit the predictions."""
-    alone, together = [job for job in jobs if job.expert is None], [job for job in jobs if job.expert]
     rows = materials.rows_of(jobs[0].task, materials.task(jobs[0].task).splits["test"], again=False)
-    for part in ([job] for job in alone):
-        _score(materials, part, rows)
+    together: list[tuple[ScoringJob, Expert]] = []
+    for job in jobs:
+        kind, expert = materials.saved(job.expert) if job.expert else (materials.kind, {})
+        if expert and isinstance(kind, type(materials.kind)):
+            together.append((job, expert))
+        else:  # the backbone alone, or an expert that shares no pass
+            _score(materials, kind, [(job, expert)], rows)
     if together:
-        _score(materials, together, rows)
+        _score(materials, materials.kind, together, rows)
 
 
-def _score(materials: Materials, jobs: Sequence[ScoringJob], rows: Rows) -> None:
-    """Score experts in one pass, or the backbone alone."""
+def _score(materials: Materials, kind: ExpertKind, held: Sequence[tuple[ScoringJob, Expert]], rows: Rows) -> None:
+    """Score experts of one kind in one pass, or the backbone alone, whose expert is empty."""
     began = time.perf_counter()
+    jobs, experts = [job for job, _ in held], [expert for _, expert in held if expert]
     task = materials.task(jobs[0].task)
-    experts = [materials.expert(job.expert) for job in jobs if job.expert]
-    said, scores = answers(materials.backbone, materials.kind, materials.objective, experts, rows)
+    said, scores = answers(materials.backbone, kind, materials.objective, experts, rows)
     seconds = (time.perf_counter() - began) / len(jobs)
     examples = task.splits["test"]
     truth = [materials.objective.text(task, materials.objective.target(task, example)) for example in examples]

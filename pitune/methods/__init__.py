@@ -1,13 +1,12 @@
 """The methods: a file for each row of the result table."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from pitune.errors import PituneError
 from pitune.methods.average_all import AverageAll
 from pitune.methods.base import Method
 from pitune.methods.dare_ties import DareTies
+from pitune.methods.fine_tuning import FineTuning
 from pitune.methods.full import Full
 from pitune.methods.fusion import Fusion
 from pitune.methods.lorahub import LoraHub
@@ -42,6 +41,7 @@ METHODS: dict[str, Method] = {
         Pi(),
         PiFarthest(),
         PiRandom(),
+        FineTuning(),
         Full(),
     )
 }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MOST = 20  # sources, as in the paper
 PENALTIES = (0.05, 0.005, 0.5, 0.0)
-BATCHES = 4  # of the few-shot recipe, which an evaluation sees: forward only, it then costs about what a step does
+BATCHES = 3  # of the few-shot recipe, which an evaluation sees: forward only, it then costs what a step does
 
 
 def _search_weights(materials: Any, job: WeightSearchJob) -> None:
@@ -30,7 +30,7 @@ class LoraHub(Method):
 
     Settings, in order: for each penalty on the weights of 0.05 (the paper's), 0.005, 0.5, 0: without the target's own
     expert (as in the paper), then with it: the nearest 20 sources (all, where there are fewer), then each k of
-    ``sweep.top_k``. A setting evaluates as many weights as an interpolation takes steps, on four batches of shots at
+    ``sweep.top_k``. A setting evaluates as many weights as an interpolation takes steps, on three batches of shots at
     most.
     """
 

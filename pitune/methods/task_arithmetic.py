@@ -17,7 +17,7 @@ SCALES = (0.3, 0.5, 0.2, 1.0, 0.1, 0.7, 0.4, 0.05)
 class TaskArithmetic(Merge):
     """The scaled sum of task vectors (task arithmetic, arXiv 2212.04089).
 
-    Settings, in order: for each scale of 0.3 (the paper's), 0.5, 0.2, 1, 0.1, 0.7, 0.4, 0.05, each k of
+    Settings, in order: for each scale of 0.3, 0.5, 0.2, 1, 0.1, 0.7, 0.4, 0.05, each k of
     ``sweep.top_k``.
     """
 

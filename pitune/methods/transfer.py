@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from pitune.methods.single import Single
-from pitune.results import PAIRS, TRANSFER, counted_again, score_of
+from pitune.results import COMMON, PAIRS, TRANSFER, counted_again, score_of
 from pitune.store import Job, Store, fingerprint_of, table_bytes
 from pitune.tasks.task import Slice
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from pitune.materials import Materials
     from pitune.plan.builder import Builder
     from pitune.plan.node import Node
-
-OWN = "own"
-"""What the predictions of a target's own expert are called where the method ``single`` has chosen among others."""
 
 
 class Pair(NamedTuple):
@@ -44,10 +41,10 @@ def build_matrix(plan: Builder) -> Node | None:
     chosen = plan.config.transfer
     if chosen is None:
         return None
+    own = Single.name if plan.trials == 1 else f"{PAIRS}/{COMMON}"  # with more, single is the best of them
     pairs = []
-    alone = Single.name if plan.trials == 1 else OWN  # of several trials, the method's is the best
     for target in chosen.target_slices:
-        single = plan.score(alone, target, plan.expert(target)).name
+        single = plan.score(own, target, plan.expert(target)).name
         for source in chosen.source_slices:
             scored = plan.score(PAIRS, target, plan.pair(source, target)).name
             pairs.append(Pair(source, target, scored, single))

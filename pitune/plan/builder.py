@@ -26,6 +26,7 @@ from pitune.training.pack import ExpertJob
 
 if TYPE_CHECKING:
     from pitune.config import StudyConfig
+    from pitune.experts import ExpertKind
     from pitune.training.recipe import Recipe
 
 GRAPH = "graph.parquet"
@@ -71,6 +72,7 @@ class Builder:
         artifact: str | None = None,
         *,
         recipe: Recipe | None = None,
+        kind: ExpertKind | None = None,
         stage: str = "experts",
         may_fail: bool = False,
     ) -> Node:
@@ -81,6 +83,7 @@ class Builder:
             start: the expert that it starts from (a node's name); None: the common start.
             artifact: where it goes; None: ``experts/<slice>``.
             recipe: how it is trained; None: as its first slice is.
+            kind: of the expert, where it is not the study's.
             stage: under what name people see it.
             may_fail: it is one of several trials, which may come to no number.
         """
@@ -100,11 +103,13 @@ class Builder:
             "recipe": self.dump(recipe),
             "start": self.fingerprint(start) if start else "common",
         }
+        if kind:
+            inputs["kind"] = kind.model_dump(mode="json")
         if len(parts) > 1 or parts[0][0].shots is None:
             inputs["validation_examples"] = self.config.training.validation_examples
         name = " + ".join(str(chosen) for chosen, _ in parts)
         length = max(self.facts.length(chosen.task) for chosen, _ in parts)
-        job = ExpertJob((artifact,), inputs, name, parts, recipe, start, length, may_fail)
+        job = ExpertJob((artifact,), inputs, name, parts, recipe, start, length, may_fail, kind)
         return self.add(job, stage, "gang", (start,) if start else (), recipe.steps * recipe.batch_size)
 
     def pair(self, source: Slice, target: Slice) -> Node:
@@ -126,7 +131,8 @@ class Builder:
         found = [first]
         for share in RATES[1 : self.trials]:
             artifact, recipe = f"trials/{target}/{method}/rate-{share:g}", self.facts.at_rate(job.recipe, share)
-            found.append(self.expert(job.data, job.start, artifact, recipe=recipe, stage=method, may_fail=True))
+            rest: Any = {"recipe": recipe, "kind": job.kind, "stage": method, "may_fail": True}
+            found.append(self.expert(job.data, job.start, artifact, **rest))
         return found
 
     def chosen(self, method: str, target: Slice, trials: Sequence[Node]) -> Node:

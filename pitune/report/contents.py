@@ -18,7 +18,7 @@ import yaml
 from numpy.typing import NDArray
 
 from pitune.errors import PituneError
-from pitune.results import PAIRS, TRANSFER
+from pitune.results import COMMON, PAIRS, TRANSFER
 from pitune.store import Store
 
 OF_SLICES = ("experts", "embeddings", "features", "slices")
@@ -228,7 +228,7 @@ def wanted(settings: str) -> Callable[[str], bool]:
             return (family != "predictions" or owner in tasks) and (artifact != TRANSFER or bool(matrix))
         task, shots, _ = split_slice(owner)
         if PAIRS in (family, *rest):
-            return owner in targets | measured and rest[-1].removesuffix(".parquet") in sources
+            return owner in targets | measured and rest[-1].removesuffix(".parquet") in sources | {COMMON}
         if owner in measured and family == "predictions":
             return True
         if owner in targets or (task in tasks and shots == "full" and family in (*OF_SLICES, "predictions")):

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from pitune.report.contents import Group, group_name, group_order, split_slice
-from pitune.report.tables import percent, plural, points
+from pitune.report.numbers import percent, plural, points
 from pitune.results import TRANSFER
 from pitune.store import Store
 

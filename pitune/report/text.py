@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pitune.report.controls import verdict
 from pitune.report.differences import DECIDING, FEWEST
 from pitune.report.numbers import between, count, duration, plural, points
-from pitune.report.overview import OverviewRow, overview, read_costs
+from pitune.report.overview import Overview, OverviewRow, overview, read_costs
 from pitune.report.scores import (
     BASELINE,
     OURS,
@@ -31,27 +31,28 @@ def markdown(store: Store) -> str:
     if not targets:
         return "No results yet.\n"
     total = average(targets)
-    tables = [_methods(store, targets), _targets(targets)]
+    rows = overview(targets, read_costs(store))
+    tables = [_methods(rows), _targets(targets)]
     note = (
         f"Percent on the test split, mean ± standard deviation over {seeds_text(targets)}; bold: "
         f"best of the methods that see the same shots; gap closed: {gap_ratio()}, of the means."
     )
     gain = compare(total.targets, OURS, BASELINE)
     if gain is not None:
+        cost = "trials, steps and time" if rows.has_budget else "time"
         note += (
             f" {question()}: {points(gain.mean)} points ({bounds(gain)}). Intervals: paired bootstrap over "
             f"{plural(gain.slices, 'slice')} (a task, shots and a seed; none for fewer than {FEWEST}; fewer than "
             f"{DECIDING} decide nothing); {title(OURS)} ahead: points that it has over the method, and on how many "
-            "slices it is better or worse; trials, steps and time: of one slice, all trials together, without the "
-            "experts that it builds on."
+            f"slices it is better or worse; {cost}: of one slice, all trials together, without the experts that it "
+            "builds on."
         )
     said = controlled(verdict(total), list(total.targets))
     return "\n\n".join([*filter(None, tables), note, *filter(None, [said])]) + "\n"
 
 
-def _methods(store: Store, targets: Sequence[TargetScores]) -> str:
+def _methods(found: Overview) -> str:
     """Return the overview: what each method scores on average, how it compares, what it costs."""
-    found = overview(targets, read_costs(store))
     head = ["method", found.columns[0], f"{title(OURS)} ahead", "95 % interval", "better / worse", *found.columns[1:]]
     head += ["trials", "steps", "time"] if found.has_budget else ["time"]
     lines = [

@@ -23,10 +23,13 @@ WIDTH = 5.0
 
 @styled()
 def rivals(rows: list[OverviewRow]) -> str:
-    """Draw what the interpolated expert has over each rival: the mean and its interval; a control is hollow."""
+    """Draw what the interpolated expert has over each rival: the mean and its interval; a control is hollow.
+
+    Empty where no rival has an interval.
+    """
     shown = [(row.method, row.lead) for row in rows if row.lead is not None]
-    if not shown:
-        return ""
+    if not any(lead.has_interval for _, lead in shown):
+        return ""  # the table has as much
     drawn = figure(10.3, 0.34 * len(shown) + 1.0)
     axes = drawn.subplots()
     axes.axvline(0, color=MUTED, linewidth=1.2, zorder=1)

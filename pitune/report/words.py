@@ -43,12 +43,12 @@ def headline(total: Average, targets: list[TargetScores]) -> list[str]:
     gain = total.gain
     if gain is None:
         return ["The methods to compare, a single expert and the interpolated one, are not both there yet."]
-    way = "gains" if gain > 0 else "loses"
-    change = f"{way} {percent(abs(gain))} points" if abs(gain) > LEVEL else "gains nothing"
+    change = f"{'gains' if gain > 0 else 'loses'} {percent(abs(gain))} points" if abs(gain) > LEVEL else "gains nothing"
+    change += " over" if gain > 0 else " against"
     first, second = (OURS, BASELINE) if gain > 0 else (BASELINE, OURS)
     around = bounds(compare(total.targets, first, second))
     sentences = [
-        f"Interpolating the experts of its nearest tasks with its own, a target {change} over its single expert "
+        f"Interpolating the experts of its nearest tasks with its own, a target {change} its single expert "
         f"({around}): "
         f"{percent(total.means[OURS])}\u00a0% instead of {percent(total.means[BASELINE])}\u00a0%, the mean of "
         f"{plural(len(total.targets), 'target')} and {seeds_text(targets)}."

@@ -109,7 +109,7 @@ class Store:
         """
         data = self.read(artifact, name)
         try:
-            return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns and list(columns))
+            return pq.ParquetFile(pa.BufferReader(data)).read(columns=None if columns is None else list(columns))
         except pa.ArrowException as error:
             raise PituneError(
                 f"{self.where(file_path(artifact, name))}: is no parquet file ({reason(error)}); delete it and run the "

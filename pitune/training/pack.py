@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from pitune.materials import Data
 from pitune.store import Job, fingerprint_of
 from pitune.training.recipe import Recipe
 from pitune.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from pitune.experts import ExpertKind  # brings torch, which a plan does without
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class ExpertJob(Job):
         start: the expert (an artifact) that it starts from; None: the common start.
         length: the mean cost of its rows.
         may_fail: it is one of several trials: a loss that is no number is written down, and is no error.
+        kind: of the expert, where it is not the study's; it then trains alone.
     """
 
     name: str
@@ -31,6 +36,7 @@ class ExpertJob(Job):
     start: str | None = None
     length: int = 1
     may_fail: bool = False
+    kind: ExpertKind | None = None
 
     @property
     def work(self) -> int:
@@ -62,7 +68,7 @@ def make_packs(jobs: Sequence[ExpertJob], settings: TrainingSettings) -> list[Pa
     as few of like size as hold them.
     """
     packs: list[list[ExpertJob]] = []
-    for part in _inseparable(jobs, settings.pack_size):
+    for part in _inseparable([job for job in jobs if job.kind is None], settings.pack_size):
         head = packs[-1][0] if packs else None
         if (
             head is not None
@@ -74,6 +80,7 @@ def make_packs(jobs: Sequence[ExpertJob], settings: TrainingSettings) -> list[Pa
             packs[-1] += part
         else:
             packs.append(part)
+    packs += [[job] for job in jobs if job.kind is not None]
     # Trials last, for less depends on them; the most work first: then the gangs end at about the same time.
     packs.sort(key=lambda pack: (all(job.may_fail for job in pack), -sum(job.work for job in pack)))
     return [_named(pack, settings) for pack in packs]

@@ -34,7 +34,7 @@ class ExpertTraining:
         began = time.perf_counter()
         outcomes = PackTraining(
             self.materials.backbone,
-            self.materials.kind,
+            pack.jobs[0].kind or self.materials.kind,
             self.materials.objective,
             [self._member(job) for job in pack.jobs],
             pack.recipe,
@@ -58,7 +58,8 @@ class ExpertTraining:
     def _member(self, job: ExpertJob) -> Member:
         examples = sum(len(self.materials.data(chosen).train) for chosen, _ in job.data)
         again = job.recipe.steps * job.recipe.batch_size >= 2 * examples
-        start = self.materials.expert(job.start) if job.start else self.materials.start
+        common = job.kind.start(self.materials.backbone) if job.kind else self.materials.start
+        start = self.materials.expert(job.start) if job.start else common
         train, validation = (
             self.materials.rows(job.data, "train", again),
             self.materials.rows(job.data, "validation", again=job.recipe.validate_every is not None),
@@ -66,7 +67,7 @@ class ExpertTraining:
         return Member(job.name, start, train, validation)
 
     def _commit(self, pack: Pack, job: ExpertJob, outcome: Trained, seconds: float) -> None:
-        files = to_files(self.materials.kind, outcome.expert, self.materials.settings.uri)
+        files = to_files(job.kind or self.materials.kind, outcome.expert, self.materials.settings.uri)
         failed = outcome.error is not None
         self.materials.store.commit(
             job.artifacts[0],

@@ -128,8 +128,8 @@ def test_what_nothing_is_tuned_for_depends_on_no_tuning(folder: Path, plan: Plan
 def test_lorahub_evaluates_as_often_as_pi_steps(plan: Plan) -> None:
     job = node_of(plan, "lorahub").job
     assert isinstance(job, WeightSearchJob)
-    assert job.evaluations == 4 and job.rows == 4 * 4
-    assert job.inputs["evaluations"] == 4 and job.inputs["rows"] == 16
+    assert job.evaluations == 4 and job.rows == 3 * 4
+    assert job.inputs["evaluations"] == 4 and job.inputs["rows"] == 12
     # Shots: 3 classes of 2, and as many to validate on.
     assert node_of(plan, "lorahub").cost == 8 * 6 / 2 + 8 * 4 * 6 / 2
 

@@ -114,6 +114,27 @@ def test_a_wrong_row_is_found(plan: Plan, column: str) -> None:
     assert not wrong_pairs(plan.store)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "own"),
+    [
+        (["methods=[nearest]"], "single"),
+        (["methods=[single,nearest]", "sweep.trials=2"], "transfer/common"),  # single is the better of two trials
+    ],
+)
+def test_the_gain_is_over_the_targets_own_expert_whatever_rows_there_are(
+    plan: Plan, tmp_path: Path, overrides: list[str], own: str
+) -> None:
+    path = Path(plan.store.root).parent / "study.yaml"
+    other = Plan.of(load_config(path, [f"study={tmp_path / 'study'}", "transfer={}", *overrides]))
+    make_scored(other)
+    rows = other.store.table(TRANSFER).to_pylist()
+    assert {row["single_prediction"] for row in rows} == {f"predictions/{t}/{own}.parquet" for t in TARGETS}
+    for row in rows:
+        manifest = other.store.manifest(row["single_prediction"])
+        assert manifest is not None and manifest["expert"] == f"experts/{row['slice']}"
+    assert not wrong_pairs(other.store) and not wrong_scores(other.store)
+
+
 def test_without_a_matrix_nearest_is_the_only_pair(plan: Plan, tmp_path: Path) -> None:
     alone = Plan.of(load_config(Path(plan.store.root).parent / "study.yaml", [f"study={tmp_path / 'study'}"]))
     make_scored(alone)

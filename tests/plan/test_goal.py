@@ -89,7 +89,12 @@ def test_slices_of_the_matrix_alone_enter_the_graph_and_no_method(folder: Path, 
     plan = planned(folder / "study.yaml", tmp_path / "study", "transfer.targets=[gamma@2#5]", "transfer.sources=[beta]")
     made = set(make_everything(plan))
     assert {name for name in made if "gamma@2#5" in name} == {
-        *("slices/gamma@2#5.parquet", "experts/gamma@2#5", "embeddings/gamma@2#5.parquet", "features/gamma@2#5.parquet"),
+        *(
+            "slices/gamma@2#5.parquet",
+            "experts/gamma@2#5",
+            "embeddings/gamma@2#5.parquet",
+            "features/gamma@2#5.parquet",
+        ),
         *("predictions/gamma@2#5/single.parquet", "predictions/gamma@2#5/transfer/beta@full#0.parquet"),
         "transfer/gamma@2#5/beta@full#0",
     }

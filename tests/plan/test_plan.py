@@ -49,13 +49,13 @@ def test_a_new_study_knows_what_waits_for_the_graph(folder: Path, tmp_path: Path
     plan = planned(folder, tmp_path / "study")
     waits = {item.artifact for item in plan.items() if item.state == "waits"}
     assert waits == {
+        # pairs with the first source, as long as the nearest is not known
+        *("transfer/alpha@2#0/beta@full#0", "predictions/alpha@2#0/transfer/beta@full#0.parquet"),
+        *("transfer/beta@2#1/alpha@full#0", "predictions/beta@2#1/transfer/alpha@full#0.parquet"),
         *(f"{place}/{t}{end}" for t in plan.config.targets for place, end in (
             ("interpolations", ""), ("sweeps", ".parquet"), ("baselines", "/uniform"),
             ("predictions", "/uniform.parquet"), ("predictions", "/pi.parquet"),
         )),
-        # from the first source, as long as the nearest is not known
-        *("transfer/alpha@2#0/beta@full#0", "predictions/alpha@2#0/transfer/beta@full#0.parquet"),
-        *("transfer/beta@2#1/alpha@full#0", "predictions/beta@2#1/transfer/alpha@full#0.parquet"),
         "results.parquet",
     }  # fmt: skip
     assert {item.why for item in plan.items() if item.state == "new"} == {"not there"}
