@@ -10,12 +10,10 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pitune.embedding.embed import EmbeddingJob, embed
-from pitune.embedding.features import FeaturesJob, make_features
-from pitune.embedding.graph import GraphJob, TaskGraph, make_graph
-from pitune.embedding.spaces import LABELS, SPACES, column, columns, embedding_path
+from pitune.embedding.graph import TaskGraph
 from pitune.interpolation.jobs import Neighbour
 from pitune.interpolation.scoring import ScoringJob, score
+from pitune.plan import comparing
 from pitune.plan.facts import Facts
 from pitune.plan.node import Lane, Node
 from pitune.results import COLUMNS, PAIRS, RESULTS, ResultsJob, SliceJob, write_results, write_slice
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from pitune.experts import ExpertKind
     from pitune.training.recipe import Recipe
 
-GRAPH = "graph.parquet"
 RATES = (1.0, 2.0, 0.5, 4.0, 0.25, 1.5, 0.75, 3.0)
 """Learning rates that are tried, as shares of the recipe's, in order."""
 Data = Sequence[tuple[Slice, float]]
@@ -146,60 +143,15 @@ class Builder:
 
     def embedding(self, chosen: Slice) -> Node:
         """Return the task embedding of a slice, and the one of the other labels where the graph has it too."""
-        settings = self.config.embedding
-        first = embedding_path(settings.labels, str(chosen), settings.labels)
-        if first in self.nodes:
-            return self.nodes[first]
-        expert = self.expert(chosen)
-        inputs = {
-            "makes": "embedding",
-            "expert": self.fingerprint(expert.name),
-            "embedding": {"labels": settings.labels, "examples": settings.examples},
-        }
-        labels = sorted(LABELS if settings.all else (settings.labels,), key=lambda one: one != settings.labels)
-        artifacts = tuple(embedding_path(one, str(chosen), settings.labels) for one in labels)
-        job = EmbeddingJob(artifacts, inputs, chosen, expert.name, tuple(labels), settings.examples)
-        cost = self._sampled(chosen) * (1 + len(labels)) / 2  # one pass forward, one back for each
-        return self.add(job, "embeddings", "task", (expert.name,), cost, embed)
+        return comparing.embedding(self, chosen)
 
     def features(self, chosen: Slice) -> Node:
         """Return what the frozen backbone makes of a slice."""
-        artifact = f"features/{chosen}.parquet"
-        if artifact in self.nodes:
-            return self.nodes[artifact]
-        inputs = {
-            "makes": "features",
-            "backbone": self.facts.base["backbone"],
-            "slice": str(chosen),
-            "task": self.task(chosen.task).fingerprint,
-            "embedding": {"examples": self.config.embedding.examples},
-        }
-        job = FeaturesJob((artifact,), inputs, chosen, self.config.embedding.examples)
-        return self.add(job, "features", "task", (), self._sampled(chosen) / 2, make_features)
+        return comparing.features(self, chosen)
 
     def graph(self) -> Node:
         """Return the task graph of all sources and targets, by all similarities or by the one that ranks them."""
-        if GRAPH in self.nodes:
-            return self.nodes[GRAPH]
-        chosen = self.facts.embedded
-        settings, sources = self.config.embedding, self.config.sources
-        by = column(settings.similarity, settings.labels)
-        shown = columns() if settings.all else [by]
-        made = {SPACES[one.space].made: None for one in shown}
-        nodes = {kind: {str(one): getattr(self, kind)(one) for one in chosen} for kind in made}
-        inputs = {
-            "makes": "graph",
-            "similarity": settings.similarity,
-            "columns": [str(one) for one in shown],
-            "sources": list(sources),
-            **{
-                next(iter(held.values())).stage: {name: self.fingerprint(node.name) for name, node in held.items()}
-                for held in nodes.values()
-            },
-        }
-        job = GraphJob((GRAPH,), inputs, tuple(map(str, chosen)), sources, settings.labels, by, tuple(shown))
-        needs = dict.fromkeys(node.name for held in nodes.values() for node in held.values())
-        return self.add(job, "graph", "task", tuple(needs), 0, make_graph)
+        return comparing.graph(self)
 
     def neighbours(self, target: Slice, k: int) -> tuple[Neighbour, ...]:
         """Return the ``k`` sources that are nearest to a target, nearest first.
@@ -317,11 +269,6 @@ class Builder:
         }
         job = ResultsJob((RESULTS,), inputs, tuple((target, method, node.name) for target, method, node in rows))
         return self.add(job, "results", "driver", tuple({node.name: None for _, _, node in rows}), 0, write_results)
-
-    def _sampled(self, chosen: Slice) -> int:
-        """Return how many examples stand for a slice, at most."""
-        most = self.config.embedding.examples
-        return min(len(self.task(chosen.task).labels) * (chosen.shots or most), most)
 
 
 class Sketch(Builder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pitune.settings import Settings
@@ -68,8 +69,8 @@ class Facts:
         """Return a recipe of the configuration's at a share of its learning rate; always the same object."""
         key = id(recipe), share
         if key not in self._at_rates:
-            changed = {"learning_rate": recipe.learning_rate * share}
-            self._at_rates[key] = recipe.model_copy(update=changed)
+            rate = min(recipe.learning_rate * share, sys.float_info.max)  # no infinity: JSON has none
+            self._at_rates[key] = recipe.model_copy(update={"learning_rate": rate})
         return self._at_rates[key]
 
     def dump(self, settings: Settings) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from pitune.config import StudyConfig
 from pitune.embedding.graph import COLUMNS, TaskGraph
 from pitune.materials import Materials
 from pitune.methods.transfer import build_matrix
-from pitune.plan.builder import GRAPH, Builder, Sketch, Waits
+from pitune.plan.builder import Builder, Sketch, Waits
+from pitune.plan.comparing import GRAPH
 from pitune.plan.facts import Facts
 from pitune.plan.node import Item, Lane, Node, State
 from pitune.results import RESULTS, TRANSFER

@@ -33,6 +33,7 @@ from pitune.report.contents import Manifests
 from pitune.report.overview import Overview
 from pitune.report.scores import Average, TargetScores
 from pitune.report.similarities import GraphEdge
+from pitune.results import TRANSFER
 from pitune.store import Store, fingerprint_of
 
 PAGE = "report.html"
@@ -94,7 +95,7 @@ def _page(store: Store, manifests: Manifests, settings: str) -> str:
             sentences=words.headline(total, targets),
             controlled=words.controlled(controls.verdict(total), list(total.targets)),
             helpers=words.helpers(edges),
-            shortfalls=words.shortfalls(total, targets) if targets else [],
+            shortfalls=[*words.shortfalls(total, targets), *words.overlapping(manifests)] if targets else [],
             tiles=_tiles(total),
             results=_results(targets, total),
             overview=rows,
@@ -175,7 +176,7 @@ def _tiles(total: Average) -> list[tuple[str, str, str]]:
 
 def _transfer(store: Store, manifests: Manifests, edges: list[GraphEdge]) -> dict[str, Any]:
     """Return what was measured of transfer, how well it was predicted, and which sources are near everyone."""
-    measured = transfer.read_rows(store, manifests, transfer.TRANSFER)
+    measured = transfer.read_rows(store, manifests, TRANSFER)
     graph = transfer.read_rows(store, manifests, "graph.parquet")
     pairs = transfer.read_pairs(measured)
     judgements = prediction.judge(measured, graph)

@@ -17,8 +17,6 @@ from pitune.report.differences import Difference, difference
 from pitune.report.similarities import GraphEdge
 from pitune.store import Store
 
-TRANSFER = "transfer.parquet"
-
 
 @dataclass(frozen=True)
 class Pair:

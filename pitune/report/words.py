@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from pitune.report.contents import Group, Trial, group_name, split_slice
+from pitune.report.contents import Group, Manifests, Trial, group_name, split_slice
 from pitune.report.controls import Verdict
 from pitune.report.differences import DECIDING, Difference
 from pitune.report.numbers import between, ends, percent, plural, points, share, spread
@@ -149,6 +149,20 @@ def controlled(found: Verdict | None, targets: list[TargetScores]) -> str:
         "overlap": f"{nearest} may reach much of the gain, or little",
     }[found.why]
     return f"Transfer or regularisation? Undecided, {why}: {numbers}."
+
+
+def overlapping(manifests: Manifests) -> list[str]:
+    """Return a sentence on controls that took sources which the interpolation has too, for want of others."""
+    asked = [manifest for manifest in manifests.values() if "shared" in manifest and not manifest["randomized"]]
+    some = [manifest for manifest in asked if manifest["shared"]]
+    whole = sum(1 for manifest in some if len(manifest["shared"]) >= manifest["top_k"])
+    if not some:
+        return []
+    all_of = f", all of them on {whole}" if whole else ""
+    return [
+        f"Sources are few: on {len(some)} of {plural(len(asked), 'slice')} the farthest are in part those that "
+        f"{title(OURS)} mixes{all_of}; that control says less there."
+    ]
 
 
 def transferred(pairs: list[Pair]) -> list[str]:

@@ -121,6 +121,11 @@ def test_a_method_that_has_fewer_settings_tries_them_all(folder: Path, tmp_path:
     assert isinstance(job, ChoiceJob) and len(job.tried) == len(RATES) == len(set(RATES)) == 8
 
 
+def test_a_learning_rate_stays_a_number(folder: Path, tmp_path: Path) -> None:
+    plan = made(folder, tmp_path, "sweep.trials=2", "training.few.learning_rate=1.7e308", "methods=[single]")
+    assert job_of(plan, "trials/beta@2#1/single/rate-2").recipe.learning_rate < float("inf")
+
+
 def test_a_larger_budget_makes_only_what_is_new(folder: Path, tmp_path: Path) -> None:
     first = made(folder, tmp_path, "sweep.trials=2")
     config = load_config(folder / "study.yaml", [f"study={tmp_path}", "sweep.trials=3"])

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pitune.methods import METHODS, Method
 from pitune.store import Store, fingerprint_of, table_bytes
 
 SIX = ("amazon", "movie", "news20", "nyt", "reuters", "tweets")
@@ -232,24 +231,6 @@ def tiny(**changes: Any) -> Study:
     """Return a study of three tasks, one shot count and two seeds."""
     few = {"tasks": SIX[:3], "shots": (16,), "seeds": (0, 1), "towers": {"text": 2}, "name": "tiny"}
     return Study(**{**few, **changes})
-
-
-class StandIn(Method):
-    """A method that the registry does not have yet."""
-
-    def build(self, plan: object, target: object) -> None:
-        """Nothing: the report only tells of it."""
-
-
-def registry() -> dict[str, Method]:
-    """Return all methods in the order of the result table, those that are not registered made up."""
-
-    def made_up(name: str) -> Method:
-        title, sees = name.replace("_", " "), "all" if name == "full" else "shots"
-        words = {"title": title, "note": f"what {title} does", "sees": sees, "control": name.startswith("pi_")}
-        return type(name, (StandIn,), {"name": name, **words})()
-
-    return {name: METHODS.get(name) or made_up(name) for name in RIVALS}
 
 
 def prediction(method: str, task: str, shots: int, seed: int) -> str:

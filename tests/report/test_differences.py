@@ -9,22 +9,13 @@ from statistics import NormalDist, mean, stdev
 
 import numpy as np
 import pytest
-from synthetic import registry, tiny
+from synthetic import tiny
 
-from pitune.methods import METHODS
 from pitune.report import build_page, differences, markdown
 from pitune.report.controls import judged
 from pitune.report.differences import Difference, difference, interval
 from pitune.report.scores import average, read_targets
 from pitune.store import Store, table_bytes
-
-
-@pytest.fixture
-def everyone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Register the methods that are not."""
-    for name, method in registry().items():
-        monkeypatch.setitem(METHODS, name, method)
-
 
 SAMPLES = {
     "even": [0.01 * place - 0.04 for place in range(12)],
@@ -176,9 +167,7 @@ def store_of(folder: Path, far: float, noise: float, slices: int = 12) -> Store:
         (0.02, 0.003, 3, "Transfer or regularisation? Undecided, fewer than 6 slices prove nothing: pi is +"),
     ],
 )
-def test_the_verdict_is_one_line(
-    far: float, noise: float, slices: int, said: str, tmp_path: Path, everyone: None
-) -> None:
+def test_the_verdict_is_one_line(far: float, noise: float, slices: int, said: str, tmp_path: Path) -> None:
     store = store_of(tmp_path, far, noise, slices)
     page, text = build_page(store), markdown(store)
     line = page.split('<p class="verdict">')[1].split("</p>")[0]
@@ -188,7 +177,7 @@ def test_the_verdict_is_one_line(
     assert 'class="verdict"' not in build_page(tiny(methods=("single", "pi")).write(Store(tmp_path / "other")))
 
 
-def test_controls_are_not_ranked(tmp_path: Path, everyone: None) -> None:
+def test_controls_are_not_ranked(tmp_path: Path) -> None:
     store = store_of(tmp_path, far=-0.02, noise=0.001)
     total = average(read_targets(store))
     assert max(total.means, key=lambda name: total.means[name]) == "pi_farthest"

@@ -10,22 +10,16 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
-from synthetic import COST, FAMILIES, RIVALS, SCORED, Study, registry, tiny
+from synthetic import COST, FAMILIES, RIVALS, SCORED, Study, tiny
 
 from pitune.methods import METHODS
 from pitune.report import build_page, markdown
 from pitune.report.overview import CONTROLS, OTHERS, RANKED, Overview, overview, read_costs
 from pitune.report.scores import read_targets
+from pitune.report.words import overlapping
 from pitune.store import Store
 
 CONTROLLED = {"pi_farthest", "pi_random"}
-
-
-@pytest.fixture
-def everyone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Register the methods that are not."""
-    for name, method in registry().items():
-        monkeypatch.setitem(METHODS, name, method)
 
 
 def made(study: Study, folder: Path) -> tuple[Store, Overview]:
@@ -41,7 +35,7 @@ def score(study: Study, method: str, shots: int | None = None) -> dict[str, floa
     }
 
 
-def test_rows_have_the_numbers_of_their_methods(tmp_path: Path, everyone: None) -> None:
+def test_rows_have_the_numbers_of_their_methods(tmp_path: Path) -> None:
     study = Study(methods=RIVALS, families=("results",))
     store, found = made(study, tmp_path)
     assert found.columns == ["mean", "4 shots", "16 shots"]
@@ -67,7 +61,7 @@ def test_rows_have_the_numbers_of_their_methods(tmp_path: Path, everyone: None) 
             assert f"{100 * row.lead.low:.1f} to {100 * row.lead.high:.1f}".replace("-", "−") in text
 
 
-def test_methods_are_grouped_and_only_rivals_are_ranked(tmp_path: Path, everyone: None) -> None:
+def test_methods_are_grouped_and_only_rivals_are_ranked(tmp_path: Path) -> None:
     _, found = made(Study(methods=RIVALS, families=("results",)), tmp_path)
     groups = {title: [row.method.name for row in rows] for title, rows in found.groups}
     assert list(groups) == [RANKED, CONTROLS, OTHERS]
@@ -78,7 +72,7 @@ def test_methods_are_grouped_and_only_rivals_are_ranked(tmp_path: Path, everyone
     assert groups[RANKED][0] == "pi"
 
 
-def test_what_a_method_cost_is_the_mean_of_its_slices(tmp_path: Path, everyone: None) -> None:
+def test_what_a_method_cost_is_the_mean_of_its_slices(tmp_path: Path) -> None:
     study = tiny(methods=RIVALS, families=("results",))
     store, found = made(study, tmp_path)
     for row in (row for _, some in found.groups for row in some):
@@ -124,3 +118,14 @@ def test_the_same_study_gives_the_same_page(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
         pages.add(hashlib.sha256(done.stdout).hexdigest())
     assert len(pages) == 1
+
+
+def test_controls_that_took_the_interpolations_own_sources_are_told() -> None:
+    def control(shared: int, randomized: bool = False) -> dict[str, object]:
+        return {"shared": [f"s{n}" for n in range(shared)], "top_k": 3, "randomized": randomized}
+
+    found = {f"controls/a@16#{n}/farthest": control(shared) for n, shared in enumerate((0, 1, 3))}
+    random = {"controls/a@16#0/random": control(3, randomized=True)}
+    (said,) = overlapping({**found, **random})
+    assert said.startswith("Sources are few: on 2 of 3 slices") and "all of them on 1;" in said
+    assert overlapping({"controls/a@16#0/farthest": control(0), **random, "experts/a@16#0": {}}) == []

@@ -68,6 +68,7 @@ def test_a_single_table_has_its_manifest_beside_it(store: Store) -> None:
     assert manifest_path("graph.parquet") == "graph.parquet.manifest.json"
     store.commit("graph.parquet", {"": table_bytes([{"source": "a", "rank": 1}])}, "mark")
     assert store.table("graph.parquet") == pa.table({"source": ["a"], "rank": [1]})
+    assert store.table("graph.parquet", columns=("rank", "similarity")) == pa.table({"rank": [1]})
     assert list(store.artifacts()) == ["graph.parquet"] and list(store.problems()) == []
 
 
