@@ -114,15 +114,12 @@ def test_every_value_is_what_the_committed_expert_scores(study: Study) -> None:
         "pi": "interpolations/{slice}",
         "full": "experts/{task}@full#0",
     }
-    edges = study.store.table("graph.parquet").to_pylist()
-    nearest = {edge["target"]: edge["source"] for edge in edges if edge["rank"] == 1}
+    near = {row["target"]: row["source"] for row in study.store.table("graph.parquet").to_pylist() if row["rank"] == 1}
     for row in study.store.table("results.parquet").to_pylist():
         place = experts[row["method"]]
         model = AutoModel.from_pretrained(folder).eval()
         if place:
-            model = PeftModel.from_pretrained(
-                model, str(root / place.format(**row, nearest=nearest[row["slice"]]))
-            ).eval()
+            model = PeftModel.from_pretrained(model, str(root / place.format(**row, nearest=near[row["slice"]]))).eval()
 
         @torch.no_grad()
         def embedded(text: str, model: torch.nn.Module) -> torch.Tensor:

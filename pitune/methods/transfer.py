@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from pitune.methods.single import Single
 from pitune.results import COMMON, PAIRS, TRANSFER, counted_again, score_of
 from pitune.store import Job, Store, fingerprint_of, table_bytes
 from pitune.tasks.task import Slice
@@ -41,10 +40,9 @@ def build_matrix(plan: Builder) -> Node | None:
     chosen = plan.config.transfer
     if chosen is None:
         return None
-    own = Single.name if plan.trials == 1 else f"{PAIRS}/{COMMON}"  # with more, single is the best of them
     pairs = []
     for target in chosen.target_slices:
-        single = plan.score(own, target, plan.expert(target)).name
+        single = plan.score(f"{PAIRS}/{COMMON}", target, plan.expert(target)).name
         for source in chosen.source_slices:
             scored = plan.score(PAIRS, target, plan.pair(source, target)).name
             pairs.append(Pair(source, target, scored, single))

@@ -91,13 +91,14 @@ class Plan:
         for one in sorted(chosen, key=self._turn):
             self._builder.expert(one)
         graph = self._builder.graph()
+        wanted = [(method, target) for method in self.methods.values() for target in self.facts.targets]
+        self._waits = _build(self._builder, wanted, self._predictions)
         build_matrix(self._builder)
         if self.goal is not None:
             self._builder = Builder(self.facts, None, _needed(self._builder.nodes, self.goal))
             self._enter()
             self._count()
             return
-        self._waits = [(method, target) for method in self.methods.values() for target in self.facts.targets]
         self._enter()
         if self._is_done(graph):
             self.grow()

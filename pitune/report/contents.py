@@ -211,7 +211,7 @@ def wanted(settings: str) -> Callable[[str], bool]:
 
     An artifact belongs to the slice, or to the bare task, that its path names second; one that names neither belongs to
     the study. What targets share belongs to another slice of their task: the expert of all its data, its predictions.
-    A pair belongs to its target and its source, and whatever is said of single experts to the matrix's targets too.
+    A pair belongs to its target and its source; the targets of the transfer matrix have pairs, and what sources have.
     """
     study = yaml.safe_load(settings) or {}
     if "targets" not in study:
@@ -229,8 +229,6 @@ def wanted(settings: str) -> Callable[[str], bool]:
         task, shots, _ = split_slice(owner)
         if PAIRS in (family, *rest):
             return owner in targets | measured and rest[-1].removesuffix(".parquet") in sources | {COMMON}
-        if owner in measured and family == "predictions":
-            return True
         if owner in targets or (task in tasks and shots == "full" and family in (*OF_SLICES, "predictions")):
             return True
         return family in OF_SLICES and owner in named

@@ -117,7 +117,8 @@ def test_a_wrong_row_is_found(plan: Plan, column: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "own"),
     [
-        (["methods=[nearest]"], "single"),
+        (["methods=[single,nearest]"], "single"),
+        (["methods=[nearest]"], "transfer/common"),
         (["methods=[single,nearest]", "sweep.trials=2"], "transfer/common"),  # single is the better of two trials
     ],
 )

@@ -95,7 +95,7 @@ def test_slices_of_the_matrix_alone_enter_the_graph_and_no_method(folder: Path, 
             "embeddings/gamma@2#5.parquet",
             "features/gamma@2#5.parquet",
         ),
-        *("predictions/gamma@2#5/single.parquet", "predictions/gamma@2#5/transfer/beta@full#0.parquet"),
+        *("predictions/gamma@2#5/transfer/common.parquet", "predictions/gamma@2#5/transfer/beta@full#0.parquet"),
         "transfer/gamma@2#5/beta@full#0",
     }
     assert "gamma@2#5" in plan.store.table("graph.parquet")["target"].to_pylist()

@@ -321,9 +321,10 @@ def test_pairs_belong_to_their_target_and_their_source() -> None:
     pairs = ["transfer/amazon@4#0/nyt@4#1", "predictions/amazon@4#0/transfer/nyt@4#1.parquet"]  # the nearest, perhaps
     measured = ["transfer/tweets@4#0/movie@full#0", "predictions/tweets@4#0/transfer/movie@full#0.parquet"]
     measured += ["transfer.parquet", "experts/tweets@4#0", "embeddings/tweets@4#0.parquet"]
-    measured += ["predictions/tweets@4#0/single.parquet", "slices/tweets@4#0.parquet"]
+    measured += ["predictions/tweets@4#0/transfer/common.parquet", "slices/tweets@4#0.parquet"]
     gone = ["transfer/amazon@4#0/news20@full#0", "predictions/amazon@4#0/transfer/news20@full#0.parquet"]
-    gone += ["transfer/nyt@4#1/movie@full#0", "interpolations/tweets@4#0", "baselines/tweets@4#0/uniform"]
+    gone += ["predictions/tweets@4#0/single.parquet", "transfer/nyt@4#1/movie@full#0"]
+    gone += ["interpolations/tweets@4#0", "baselines/tweets@4#0/uniform"]
     for settings, kept in ((study, pairs), (matrix, pairs + measured)):
         is_wanted = contents.wanted(settings)
         assert {one for one in pairs + measured + gone if is_wanted(one)} == set(kept)
