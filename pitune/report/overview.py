@@ -18,7 +18,7 @@ from pitune.store import Store
 
 RANKED, CONTROLS, OTHERS = (
     "seeing the same shots, the best first",
-    "controls: the same, with experts that cannot help",
+    "controls: the same, with experts that should not help",
     "seeing nothing, or all the data",
 )
 """The overview's groups; methods are ranked within the first alone."""
