@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import tinymodel
 import yaml
 from tinymodel import WORDS, save_encoder
 
-from pitune.config import StudyConfig
+from pitune.config import StudyConfig, load_config
 from pitune.materials import Materials
 from pitune.plan import materials_of
 from pitune.store import Store
@@ -20,10 +21,10 @@ LABELS = {"alpha": ("good", "bad"), "beta": ("good", "bad", "odd"), "gamma": ("y
 TEXTS = {"good": "w50", "bad": "w51", "odd": "w52", "yes": "w53", "no": "w54"}
 
 
-def make_task(folder: Path, name: str, rows: int = 150) -> dict[str, Any]:
+def make_task(folder: Path, name: str, rows: int = 150, labels: Sequence[str] | None = None) -> dict[str, Any]:
     """Write a task in which each label has words of its own; return its table for the configuration."""
     folder.mkdir(parents=True, exist_ok=True)
-    labels = LABELS[name]
+    labels = labels or LABELS[name]
     generator = np.random.default_rng(len(name))
     lines = []
     for row in range(rows):
@@ -34,6 +35,13 @@ def make_task(folder: Path, name: str, rows: int = 150) -> dict[str, Any]:
     path = folder / f"{name}.jsonl"
     path.write_text("\n".join(lines))
     return {"train": str(path), "labels": {label: TEXTS[label] for label in labels}}
+
+
+def tasks_with_zeta(config: Path, folder: Path) -> dict[str, Any]:
+    """Return the tasks of a study's configuration and one more, ``zeta``, whose table goes into ``folder``."""
+    tasks = load_config(config).tasks
+    settings: dict[str, Any] = {name: source and source.model_dump() for name, source in tasks.items()}
+    return {**settings, "zeta": make_task(folder, "zeta", labels=("good", "bad"))}
 
 
 def make_materials(folder: Path, encoder: Path, steps: int) -> Materials:

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pitune.methods.merge import Merge
-
-if TYPE_CHECKING:
-    from pitune.methods.merge import Settings
-    from pitune.plan.builder import Builder
-    from pitune.tasks.task import Slice
 
 GRID = ((0.2, 1.0), (0.5, 1.0), (0.2, 0.5), (0.5, 0.5), (0.1, 1.0), (0.8, 1.0), (0.5, 1.5), (0.1, 0.5))
 """Densities (the share that is kept) and scales."""
@@ -19,8 +12,7 @@ class DareTies(Merge):
     """Task vectors with random numbers dropped, then signs elected (DARE, arXiv 2311.03099).
 
     Settings, in order: for each (density, scale) of (0.2, 1), (0.5, 1), (0.2, 0.5), (0.5, 0.5), (0.1, 1),
-    (0.8, 1), (0.5, 1.5), (0.1, 0.5), each k of
-    ``sweep.top_k``.
+    (0.8, 1), (0.5, 1.5), (0.1, 0.5), each k of ``sweep.top_k``.
     """
 
     name = "dare_ties"
@@ -29,8 +21,4 @@ class DareTies(Merge):
         "the neighbours' and the own expert's task vectors, thinned at random, averaged where they agree in sign (DARE)"
     )
     rule = "drop"
-
-    def settings(self, plan: Builder, target: Slice) -> Settings:
-        """Return densities with scales, and neighbours."""
-        ks = dict.fromkeys(plan.config.sweep.top_k)
-        return [{"top_k": k, "density": share, "scale": scale} for share, scale in GRID for k in ks]
+    grid = tuple({"density": density, "scale": scale} for density, scale in GRID)

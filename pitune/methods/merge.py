@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,14 +28,17 @@ class Merge(Method):
 
     Attributes:
         rule: how experts become one, of :data:`pitune.interpolation.merging.RULES`.
+        grid: what the rule takes, in the order in which it is tried.
     """
 
     sees = "shots"
     rule: ClassVar[str]
+    grid: ClassVar[Sequence[Mapping[str, Any]]]
 
-    @abstractmethod
     def settings(self, plan: Builder, target: Slice) -> Settings:
-        """Return the settings in the order in which they are tried: ``top_k``, and what the rule takes."""
+        """Return the settings in the order in which they are tried: by default the grid, each with every ``top_k``."""
+        ks = dict.fromkeys(plan.config.sweep.top_k)
+        return [{"top_k": k, **one} for one in self.grid for k in ks]
 
     def build(self, plan: Builder, target: Slice) -> Node | None:
         """Build the merge by the first of the settings, as many as the study's budget has."""

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pitune.methods.merge import Merge
-
-if TYPE_CHECKING:
-    from pitune.methods.merge import Settings
-    from pitune.plan.builder import Builder
-    from pitune.tasks.task import Slice
 
 GRID = ((0.2, 1.0), (0.5, 1.0), (0.2, 1.5), (0.5, 1.5), (0.2, 2.0), (0.5, 0.5), (0.1, 1.0), (0.8, 1.0))
 """Densities (the share that is kept) and scales."""
@@ -19,16 +12,11 @@ class Ties(Merge):
     """Trimmed task vectors whose signs are elected (TIES-Merging, arXiv 2306.01708).
 
     Settings, in order: for each (density, scale) of (0.2, 1) (the paper's), (0.5, 1), (0.2, 1.5), (0.5, 1.5),
-    (0.2, 2), (0.5, 0.5), (0.1, 1), (0.8, 1), each k of
-    ``sweep.top_k``.
+    (0.2, 2), (0.5, 0.5), (0.1, 1), (0.8, 1), each k of ``sweep.top_k``.
     """
 
     name = "ties"
     title = "TIES"
     note = "the neighbours' and the own expert's task vectors, trimmed, and averaged where they agree in sign (TIES)"
     rule = "trim"
-
-    def settings(self, plan: Builder, target: Slice) -> Settings:
-        """Return densities with scales, and neighbours."""
-        ks = dict.fromkeys(plan.config.sweep.top_k)
-        return [{"top_k": k, "density": share, "scale": scale} for share, scale in GRID for k in ks]
+    grid = tuple({"density": density, "scale": scale} for density, scale in GRID)

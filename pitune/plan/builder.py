@@ -127,9 +127,16 @@ class Builder:
         assert isinstance(job, ExpertJob)
         found = [first]
         for share in RATES[1 : self.trials]:
-            artifact, recipe = f"trials/{target}/{method}/rate-{share:g}", self.facts.at_rate(job.recipe, share)
-            rest: Any = {"recipe": recipe, "kind": job.kind, "stage": method, "may_fail": True}
-            found.append(self.expert(job.data, job.start, artifact, **rest))
+            trial = self.expert(
+                job.data,
+                job.start,
+                f"trials/{target}/{method}/rate-{share:g}",
+                recipe=self.facts.at_rate(job.recipe, share),
+                kind=job.kind,
+                stage=method,
+                may_fail=True,
+            )
+            found.append(trial)
         return found
 
     def chosen(self, method: str, target: Slice, trials: Sequence[Node]) -> Node:
@@ -174,7 +181,7 @@ class Builder:
 
     def others(self, target: Slice) -> int:
         """Return how many sources are of other tasks than a target's."""
-        return sum(source.task != target.task for source in self.facts.sources)
+        return self.facts.others(target.task)
 
     def add(
         self,

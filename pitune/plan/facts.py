@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pitune.settings import Settings
@@ -33,6 +34,7 @@ class Facts:
         self._dumped: dict[int, dict[str, Any]] = {}
         self._at_rates: dict[tuple[int, float], Recipe] = {}  # by the recipe's id
         self._lengths: dict[str, int] = {}
+        self._sources_of = Counter(source.task for source in self.sources)
         self._drawable: set[tuple[str, int | None]] = set()
         self._full: dict[str, list[Slice]] = {}
         for source in self.sources:
@@ -79,6 +81,10 @@ class Facts:
         if key not in self._dumped:
             self._dumped[key] = settings.model_dump(mode="json", exclude=set(settings.aside))
         return self._dumped[key]
+
+    def others(self, task: str) -> int:
+        """Return how many sources are of other tasks."""
+        return len(self.sources) - self._sources_of[task]
 
     def size(self, chosen: Slice) -> int:
         """Return how many training examples a slice has."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fakelanes import make, make_everything
-from tinystudy import LABELS, make_study, make_task
+from tinystudy import LABELS, make_study, tasks_with_zeta
 
 from pitune.config import load_config
 from pitune.materials import Materials
@@ -106,13 +105,7 @@ def test_a_new_task_adds_its_row_and_its_column(folder: Path, tmp_path: Path) ->
     seeds = {"tasks": list(LABELS), "shots": [2], "seeds": [0]}
     first = make_study(tmp_path / "first", targets=seeds, transfer={})
     make_everything(planned(first, tmp_path / "study", goal=TRANSFER))
-    tasks = load_config(first).tasks
-    settings: dict[str, Any] = {name: source and source.model_dump() for name, source in tasks.items()}
-    LABELS["zeta"] = ("good", "bad")
-    try:
-        settings["zeta"] = make_task(tmp_path / "data", "zeta")
-    finally:
-        del LABELS["zeta"]
+    settings = tasks_with_zeta(first, tmp_path / "data")
     names = [*LABELS, "zeta"]
     more = make_study(
         tmp_path / "more", tasks=settings, sources=names, targets=seeds | {"tasks": names}, transfer={}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fakelanes import make, make_everything
-from tinystudy import LABELS, make_study, make_task
+from tinystudy import LABELS, make_study, tasks_with_zeta
 
 from pitune.config import load_config
 from pitune.errors import PituneError
@@ -225,13 +225,7 @@ def test_how_it_is_computed_changes_nothing(made: Plan, folder: Path, setting: s
 
 def test_a_new_source_makes_only_what_it_is_near_to(made: Plan, folder: Path, tmp_path: Path) -> None:
     """A far source enters the graph; what is made from the neighbours' values stays."""
-    tasks = load_config(folder / "study.yaml").tasks
-    settings: dict[str, Any] = {name: source and source.model_dump() for name, source in tasks.items()}
-    LABELS["zeta"] = ("good", "bad")
-    try:
-        settings["zeta"] = make_task(tmp_path / "data", "zeta")
-    finally:
-        del LABELS["zeta"]
+    settings = tasks_with_zeta(folder / "study.yaml", tmp_path / "data")
     path = make_study(tmp_path / "more", tasks=settings, sources=["alpha", "beta", "gamma", "zeta"])
     plan = planned(path.parent, Path(made.store.root))
     names = set(make_everything(plan))

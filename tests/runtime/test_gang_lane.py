@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import ray
 import torch
 import torch.distributed as dist
 from toygangs import Pack, settings, storage, work
+from toylanes import Node, wait_for
 
 from pitune.errors import PituneError
 from pitune.runtime.gangs import GangLane
@@ -19,14 +19,6 @@ from pitune.runtime.worker import is_packs_fault
 from pitune.store import Job
 
 slow = pytest.mark.slow
-
-
-@dataclass(frozen=True)
-class Node:
-    job: Job
-    cost: float = 1.0
-    make: None = None
-    together: None = None
 
 
 def node(name: str) -> Node:
@@ -45,15 +37,6 @@ def pairs(jobs: Sequence[Job]) -> list[Pack]:
     return packs
 
 
-def wait_for(lane: GangLane[Node], count: int, seconds: float = 180.0) -> dict[str, str | None]:
-    ended: dict[str, str | None] = {}
-    deadline = time.monotonic() + seconds
-    while len(ended) < count and time.monotonic() < deadline:
-        ended |= {one.job.artifacts[0]: error for one, error in lane.finished()}
-        time.sleep(0.05)
-    return ended
-
-
 @slow
 @pytest.mark.kill
 def test_a_lane_serves_all_that_comes_and_outlives_its_queue(ray_session: None, tmp_path: Path) -> None:
@@ -64,13 +47,13 @@ def test_a_lane_serves_all_that_comes_and_outlives_its_queue(ray_session: None, 
         assert lane.finished() == [] and lane.unfinished() == 0
         lane.add([node(name) for name in ("bad", "bad2", "a", "sick")])
         assert lane.unfinished() == 4
-        assert wait_for(lane, 4) == {"bad": "clear", "bad2": "clear", "a": None, "sick": "its loss is nan"}
+        assert wait_for(lane, 4, 180) == {"bad": "clear", "bad2": "clear", "a": None, "sick": "its loss is nan"}
         lane.add([node(name) for name in ("long1", "long2", "b", "c")])
         while not lane.running():
             lane.finished()
         assert set(lane.running()) == {"long1", "long2"}
         ray.kill(lane._gangs._queue, no_restart=False)
-        assert wait_for(lane, 4) == dict.fromkeys(("long1", "long2", "b", "c"))
+        assert wait_for(lane, 4, 180) == dict.fromkeys(("long1", "long2", "b", "c"))
         assert lane.unfinished() == 0 and not lane.running()
         assert len(made.notes("open")) == 1  # one gang, warm from the first to the last
         lane.add([node("long3")])
@@ -79,7 +62,7 @@ def test_a_lane_serves_all_that_comes_and_outlives_its_queue(ray_session: None, 
         for controller in lane._gangs.snapshot().controllers.values():
             ray.kill(controller)
         lane.add([node("d")])
-        assert wait_for(lane, 2) == {"long3": None, "d": None}
+        assert wait_for(lane, 2, 180) == {"long3": None, "d": None}
     assert len(made.notes("open")) == 2
     deadline = time.monotonic() + 30
     while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:

@@ -5,25 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from toylanes import Node, wait_for
 
 from pitune.errors import PituneError
 from pitune.runtime.settings import RuntimeSettings
 from pitune.runtime.tasks import TaskLane, calls
 from pitune.store import Job
-
-
-@dataclass(frozen=True)
-class Node:
-    job: Job
-    cost: float = 1.0
-    make: Callable[[Any, Any], None] | None = None
-    together: str | None = None
 
 
 def node(name: str, cost: float = 1.0, together: str | None = None, make: Any = None) -> Node:
@@ -76,21 +69,12 @@ def linger(toys: Toys, job: Job) -> None:
     time.sleep(300)
 
 
-def wait_for(lane: TaskLane[Node], count: int, seconds: float = 90.0) -> dict[str, str | None]:
-    ended: dict[str, str | None] = {}
-    deadline = time.monotonic() + seconds
-    while len(ended) < count and time.monotonic() < deadline:
-        ended |= {one.job.artifacts[0]: error for one, error in lane.finished()}
-        time.sleep(0.05)
-    return ended
-
-
 @pytest.mark.slow
 def test_tasks_end_with_their_own_errors(ray_session: None, tmp_path: Path) -> None:
     with TaskLane[Node](Toys(tmp_path), RuntimeSettings()) as lane:
         lane.add([node(name, make=write) for name in ("bad", "mortal", "well", "good")])
         assert len(lane.running()) == 2 and lane.unfinished() == 4  # two CPUs
-        assert wait_for(lane, 4) == {"bad": "bad: is bad", "mortal": None, "well": None, "good": None}
+        assert wait_for(lane, 4, 90) == {"bad": "bad: is bad", "mortal": None, "well": None, "good": None}
         assert lane.unfinished() == 0 and not lane.running()
     assert all((tmp_path / name).exists() for name in ("mortal", "well", "good"))
 
@@ -99,10 +83,10 @@ def test_tasks_end_with_their_own_errors(ray_session: None, tmp_path: Path) -> N
 def test_a_part_of_a_group_waits_until_it_is_told_not_to(ray_session: None, tmp_path: Path) -> None:
     with TaskLane[Node](Toys(tmp_path), RuntimeSettings()) as lane:
         lane.add([node(f"p{i}", together="p", make=write_all) for i in range(8)])
-        assert len(wait_for(lane, 6)) == 6
+        assert len(wait_for(lane, 6, 90)) == 6
         assert not lane.running() and lane.unfinished() == 2
         lane.flush()
-        assert len(wait_for(lane, 2)) == 2
+        assert len(wait_for(lane, 2, 90)) == 2
         lane.add([node("late", together="p", make=write_all)])  # flushing was for what was there
         assert not lane.running() and lane.unfinished() == 1
     assert [(tmp_path / f"p{i}").read_text() for i in range(8)] == ["6"] * 6 + ["2"] * 2
