@@ -8,7 +8,7 @@ from typing import Literal
 
 from pitune.methods import METHODS
 from pitune.report.differences import DECIDING, Difference
-from pitune.report.scores import BASELINE, OURS, Average, compare
+from pitune.report.scores import BASELINE, Average
 
 Kind = Literal["transfer", "regularisation", "undecided"]
 MOST = 0.5
@@ -42,8 +42,8 @@ def controls() -> list[str]:
 
 def verdict(total: Average) -> Verdict | None:
     """Return what the controls say; None where no control, or no gain, has been scored."""
-    gain = compare(total.targets, OURS, BASELINE)
-    found = {name: compare(total.targets, OURS, name) for name in controls()}
+    gain = total.leads.get(BASELINE)
+    found = {name: total.leads.get(name) for name in controls()}
     beyond = {name: one for name, one in found.items() if one is not None}
     return judged(gain, beyond, len(found)) if gain is not None and beyond else None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import Any
@@ -99,6 +99,22 @@ def finish(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
         axes.yaxis.set_major_locator(MaxNLocator(4))
     if axes.get_xscale() == "linear":
         axes.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2))
+
+
+def name_rows(axes: Axes, names: Sequence[str], x: str) -> None:
+    """Name the rows of a figure from above to below, around a line at zero; ``x`` says what is measured."""
+    finish(axes, x=x)
+    axes.axvline(0, color=MUTED, linewidth=1.2, zorder=1)
+    axes.xaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 5, 10]))
+    axes.set_yticks(range(len(names)), [short(name) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(False, axis="y")
+    axes.spines["left"].set_visible(False)
+
+
+def note_row(axes: Axes, y: int, text: str) -> None:
+    """Write a row's number beside the axes."""
+    axes.text(1.075, y, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=9)
 
 
 def svg(drawn: Figure, label: str) -> str:

@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from pitune.report.contents import Group, group_name, group_order, split_slice
-from pitune.report.numbers import percent, plural, points
+from pitune.report.numbers import percent, points, span
+from pitune.report.text import table
 from pitune.results import TRANSFER
 from pitune.store import Store
 
@@ -27,26 +28,22 @@ def matrix_markdown(store: Store) -> str:
         singles[group][row["seed"]] = row["single"]
     groups = sorted(singles, key=group_order)
     head = ["start from", *map(group_name, groups), "mean of other tasks"]
-    lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
+    lines = []
     for source, found in gains.items():
         task = split_slice(source)[0]
         means = {group: statistics.fmean(found[group]) for group in groups}
         cells = [points(mean) if group[0] != task else f"*{points(mean)}*" for group, mean in means.items()]
-        lines.append(_line([source, *cells, points(_mean(m for group, m in means.items() if group[0] != task))]))
+        lines.append([source, *cells, points(_mean(m for group, m in means.items() if group[0] != task))])
     scores = [_mean(singles[group].values()) for group in groups]
-    lines.append(_line(["*single expert scores*", *map(percent, scores), ""]))
+    lines.append(["*single expert scores*", *map(percent, scores), ""])
     seeds = sorted({len(found) for found in singles.values()})
-    over = plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    over = span(seeds, "seed")
     note = (
         f"Points gained over the target's single expert on the test split, mean over {over}; italics: of its own task."
     )
-    return "\n".join(lines) + f"\n\n{note}\n"
+    return table(head, lines) + f"\n\n{note}\n"
 
 
 def _mean(values: Iterable[float]) -> float | None:
     found = list(values)
     return statistics.fmean(found) if found else None
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

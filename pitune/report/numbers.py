@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from pitune.report.differences import Difference
 from pitune.report.scores import Score
@@ -31,9 +32,9 @@ def spread(score: Score | None, digits: int = 1) -> str:
     return "" if score is None or math.isnan(score.std) else f"{100 * score.std:.{digits}f}"
 
 
-def between(found: Difference | None) -> str:
+def between(found: Difference) -> str:
     """Return a difference's interval in points: ``0.4 to 2.9``; a dash where there is none."""
-    return ends(found.low, found.high) if found is not None and found.has_interval else "–"
+    return ends(found.low, found.high) if found.has_interval else "–"
 
 
 def ends(low: float, high: float) -> str:
@@ -45,6 +46,11 @@ def ends(low: float, high: float) -> str:
 def plural(count: int, word: str) -> str:
     """Return ``1 seed``, ``3 seeds``."""
     return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def span(counts: Sequence[int], word: str) -> str:
+    """Return ``3 seeds``, or ``1 to 3 seeds`` where ``counts``, the least first, are several."""
+    return plural(counts[0], word) if len(counts) == 1 else f"{counts[0]} to {counts[-1]} {word}s"
 
 
 def duration(seconds: float) -> str:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pitune.methods import METHODS, Method
-from pitune.report.contents import shots_order
 from pitune.report.differences import Difference
 from pitune.report.drawing import shots_title
-from pitune.report.scores import OURS, Average, TargetScores, average, compare, same_shots
-from pitune.report.tables import Cell, average_cells
+from pitune.report.scores import Average, average, same_shots
+from pitune.report.tables import Cell, average_cells, shots_of
 from pitune.store import Store
 
 RANKED, CONTROLS, OTHERS = (
@@ -85,10 +83,9 @@ def _cost(rows: list[dict[str, Any]]) -> MethodCost:
     return MethodCost(mean("seconds") or 0.0, mean("trials"), mean("steps"))
 
 
-def overview(targets: Sequence[TargetScores], costs: dict[str, MethodCost]) -> Overview:
+def overview(total: Average, costs: dict[str, MethodCost]) -> Overview:
     """Return the overview of the targets that have every method; without rows where there are none."""
-    total = average(targets)
-    shots = sorted({target.shots for target in total.targets}, key=shots_order)
+    shots = shots_of(total.targets)
     parts = {"mean": total}
     if len(shots) > 1:
         parts |= {shots_title(count): average([one for one in total.targets if one.shots == count]) for count in shots}
@@ -96,12 +93,7 @@ def overview(targets: Sequence[TargetScores], costs: dict[str, MethodCost]) -> O
     groups: dict[str, list[OverviewRow]] = {RANKED: [], CONTROLS: [], OTHERS: []}
     for place, name in sorted(enumerate(total.means), key=lambda pair: -total.means[pair[1]]):
         means = [found[place] for found in cells.values()]
-        row = OverviewRow(METHODS[name], means, _lead(total, name), costs.get(name, MethodCost(0.0, None, None)))
+        row = OverviewRow(METHODS[name], means, total.leads.get(name), costs[name])
         groups[RANKED if name in same_shots() else CONTROLS if METHODS[name].control else OTHERS].append(row)
     has_budget = any(cost.trials is not None for cost in costs.values())
     return Overview(list(parts), [(title, rows) for title, rows in groups.items() if rows], has_budget)
-
-
-def _lead(total: Average, name: str) -> Difference | None:
-    """Return what the interpolated expert has over a method that sees the shots, too."""
-    return compare(total.targets, OURS, name) if name != OURS and METHODS[name].sees == "shots" else None

@@ -83,10 +83,11 @@ def _page(store: Store, manifests: Manifests, settings: str) -> str:
     """Fill the template."""
     targets = scores.read_targets(store)
     total = scores.average(targets)
-    rows = overview.overview(targets, overview.read_costs(store))
-    edges = similarities.read_edges(store, manifests)
+    rows = overview.overview(total, overview.read_costs(store))
+    graph = transfer.read_rows(store, manifests, "graph.parquet")
+    edges = similarities.read_edges(graph)
     trials = contents.read_trials(store, manifests)
-    moved = _transfer(store, manifests, edges)
+    moved = _transfer(store, manifests, graph, edges)
     return (
         _environment()
         .get_template("template.html")
@@ -100,7 +101,7 @@ def _page(store: Store, manifests: Manifests, settings: str) -> str:
             results=_results(targets, total),
             overview=rows,
             transfer=moved,
-            drawings=_drawings(store, manifests, targets, edges, trials) | _compared(rows, moved["matrix"]),
+            drawings=_drawings(store, manifests, total, targets, edges, trials) | _compared(rows, moved["matrix"]),
             neighbours=words.neighbours(edges),
             trials=[trial for trial in trials if trial.chosen],
             owns={trial.own for trial in trials},
@@ -174,10 +175,11 @@ def _tiles(total: Average) -> list[tuple[str, str, str]]:
 # --- transfer ------------------------------------------------------------------------------------------------------
 
 
-def _transfer(store: Store, manifests: Manifests, edges: list[GraphEdge]) -> dict[str, Any]:
+def _transfer(
+    store: Store, manifests: Manifests, graph: list[dict[str, Any]], edges: list[GraphEdge]
+) -> dict[str, Any]:
     """Return what was measured of transfer, how well it was predicted, and which sources are near everyone."""
     measured = transfer.read_rows(store, manifests, TRANSFER)
-    graph = transfer.read_rows(store, manifests, "graph.parquet")
     pairs = transfer.read_pairs(measured)
     judgements = prediction.judge(measured, graph)
     near = prediction.occurrence(ranking.few_shot(graph), NEAREST)
@@ -208,6 +210,7 @@ def _compared(rows: Overview, matrix: transfer.Matrix | None) -> dict[str, Marku
 def _drawings(
     store: Store,
     manifests: Manifests,
+    total: Average,
     targets: list[TargetScores],
     edges: list[GraphEdge],
     trials: list[contents.Trial],
@@ -220,8 +223,8 @@ def _drawings(
     merged = contents.read_curves(store, manifests, "interpolations")
     drawn = {
         "gains": score_figures.gains(targets),
-        "methods": score_figures.methods(targets),
-        "heatmap": task_figures.heatmap(similarities.similarity(edges, columns)),
+        "methods": score_figures.methods(total),
+        "heatmap": task_figures.heatmap(similarities.similarity(edges, columns, tasks)),
         "graph": task_figures.task_graph(similarities.task_similarity(edges), tasks, _gains(targets)),
         "weights": figures.weights(found, tasks),
         "layers": figures.layer_weights(found, tasks),

@@ -52,11 +52,11 @@ def rankings(judgements: Sequence[Judgement], graph: Sequence[Row]) -> list[Rank
 
 
 def _cell(found: Judgement, measure: str) -> tuple[str, str, bool]:
-    value, ahead = found.values.get(measure), found.ahead.get(measure)
+    value = found.values.get(measure)
     if value is None:
         return "–", "", False
-    clear = ahead is not None and ahead.low is not None and ahead.low > 0
-    return _number(value.mean, measure), _interval(value, measure), clear and found.similarity != RANDOM
+    low = found.ahead[measure].low
+    return _number(value.mean, measure), _interval(value, measure), low is not None and low > 0
 
 
 def _number(value: float, measure: str) -> str:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from pitune.methods import METHODS
-from pitune.report.contents import shots_order
 from pitune.report.drawing import (
     ACCENT,
     INK,
@@ -23,6 +21,8 @@ from pitune.report.drawing import (
     figure,
     finish,
     legend,
+    name_rows,
+    note_row,
     short,
     shots_title,
     styled,
@@ -32,15 +32,16 @@ from pitune.report.numbers import points
 from pitune.report.scores import (
     BASELINE,
     OURS,
+    Average,
     Scores,
     TargetScores,
-    average,
     by_seed,
     ceiling,
     methods_of,
     same_shots,
     title,
 )
+from pitune.report.tables import shots_of
 
 CROWDED = 2.0
 """Up to so many times the room of the others, a method that sees nothing is drawn whole; farther out, it is cut off."""
@@ -52,7 +53,7 @@ def gains(targets: Sequence[TargetScores]) -> str:
     shown = [target for target in targets if BASELINE in target.scores and OURS in target.scores]
     if not shown:
         return ""
-    shots = sorted({target.shots for target in shown}, key=shots_order)
+    shots = shots_of(shown)
     tasks = sorted({target.task for target in shown}, reverse=True)
     drawn = figure(10.3, 0.33 * len(tasks) + 1.25)
     panels = drawn.subplots(1, len(shots), squeeze=False, sharex=True, sharey=True)[0]
@@ -87,9 +88,8 @@ def _gain(axes: Axes, y: float, scores: Scores) -> None:
 
 
 @styled()
-def methods(targets: Sequence[TargetScores]) -> str:
+def methods(total: Average) -> str:
     """Draw what every other method gains over the baseline: a small dot a target, a large one their mean."""
-    total = average(targets)
     gained = {
         name: [100 * (target.scores[name].mean - target.scores[BASELINE].mean) for target in total.targets]
         for name in methods_of(total.targets)
@@ -99,22 +99,15 @@ def methods(targets: Sequence[TargetScores]) -> str:
         return ""
     drawn = figure(10.3, 0.36 * len(gained) + 1.1)
     axes = drawn.subplots()
-    axes.axvline(0, color=MUTED, linewidth=1.2, zorder=1)
+    name_rows(axes, [title(name) for name in gained], f"points over {title(BASELINE)}")
     low, high = _range(gained)
     for y, (name, values) in enumerate(gained.items()):
         seeds = by_seed(total.scores, name, BASELINE)
         _method(axes, y, name, values, math.nan if seeds is None else 100 * seeds.std)
         mean = statistics.fmean(values)
         sign = "\N{LEFTWARDS ARROW} " if mean < low else "\N{RIGHTWARDS ARROW} " if mean > high else ""
-        at: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 9}
-        axes.text(1.075, y, sign + points(mean / 100), **at)
-    finish(axes, x=f"points over {title(BASELINE)}")
+        note_row(axes, y, sign + points(mean / 100))
     axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 5, 10]))
-    axes.set_yticks(range(len(gained)), [short(title(name)) for name in gained])
-    axes.set_ylim(len(gained) - 0.5, -0.5)
-    axes.grid(False, axis="y")
-    axes.spines["left"].set_visible(False)
     return svg(drawn, "What every method gains over the single expert, by target and in the mean")
 
 

@@ -141,6 +141,15 @@ class Average:
             for method in methods_of(self.targets)
         }
 
+    @functools.cached_property
+    def leads(self) -> dict[str, Difference | None]:
+        """What ``OURS`` has over each other method that sees the shots, paired over slices; None where no slice has."""
+        return {
+            method: compare(self.targets, OURS, method)
+            for method in methods_of(self.targets)
+            if method != OURS and METHODS[method].sees == "shots"
+        }
+
     @property
     def gain(self) -> float | None:
         """Mean of ``OURS - BASELINE`` over targets."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pitune.report.contents import Group, Manifests, group_order, shots_order, split_slice
-from pitune.store import Store
+from pitune.report.contents import Group, group_order, shots_order, split_slice
+
+Cells = dict[tuple[str, Group], list[float]]
+"""Numbers of the seeds by source and target."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,7 @@ class GraphEdge:
 
     source: str
     target: Group
-    seed: int
     similarity: float
-    rank: int
 
 
 @dataclass(frozen=True)
@@ -41,33 +43,46 @@ class SimilarityTable:
     same: NDArray[np.bool_]
 
 
-def read_edges(store: Store, manifests: Manifests) -> list[GraphEdge]:
-    """Return the rows of the task graph."""
-    if "graph.parquet" not in manifests:
-        return []
+def read_edges(rows: Iterable[Mapping[str, Any]]) -> list[GraphEdge]:
+    """Return the edges of ``graph.parquet``."""
     edges = []
-    for row in store.table("graph.parquet").to_pylist():
-        task, shots, seed = split_slice(row["target"])
+    for row in rows:
+        task, shots, _ = split_slice(row["target"])
         source = split_slice(row["source"])[0]
-        edges.append(GraphEdge(source, (task, shots), seed, float(row["similarity"]), int(row["rank"])))
+        edges.append(GraphEdge(source, (task, shots), float(row["similarity"])))
     return edges
 
 
-def similarity(edges: list[GraphEdge], columns: list[Group]) -> SimilarityTable:
-    """Average the similarities to ``columns`` over seeds."""
-    cells: dict[tuple[str, Group], list[float]] = defaultdict(list)
+def similarity(edges: list[GraphEdge], columns: list[Group], tasks: list[str]) -> SimilarityTable:
+    """Average the similarities to ``columns`` over seeds; ``tasks`` are in the order of :func:`chain_order`."""
     shown = set(columns)
-    for edge in edges:
-        if edge.target in shown and math.isfinite(edge.similarity):
-            cells[edge.source, edge.target].append(edge.similarity)
-    tasks, there = chain_order(edges), {source for source, _ in cells}
+    cells = {cell: values for cell, values in similarity_cells(edges).items() if cell[1] in shown}
+    there = {source for source, _ in cells}
     sources = [task for task in tasks if task in there]
     place = {task: i for i, task in enumerate(tasks)}
     ordered = sorted(columns, key=lambda group: (place.get(group[0], len(place)), shots_order(group[1])))
-    values = np.array([[np.mean(cells.get((s, c), [np.nan])) for c in ordered] for s in sources], dtype=np.float64)
-    same = np.array([[s == c[0] for c in ordered] for s in sources], dtype=np.bool_)
-    shape = (len(sources), len(ordered))
-    return SimilarityTable(sources, ordered, values.reshape(shape), same.reshape(shape))
+    return SimilarityTable(sources, ordered, grid(cells, sources, ordered), same_task(sources, ordered))
+
+
+def similarity_cells(edges: Iterable[GraphEdge]) -> Cells:
+    """Return the similarities of each source to each target, those that are numbers."""
+    cells: Cells = defaultdict(list)
+    for edge in edges:
+        if math.isfinite(edge.similarity):
+            cells[edge.source, edge.target].append(edge.similarity)
+    return cells
+
+
+def grid(cells: Cells, sources: list[str], columns: list[Group]) -> NDArray[np.float64]:
+    """Return the means of ``cells`` (sources, columns); NaN where there is none."""
+    found = [[np.mean(cells.get((source, column), [np.nan])) for column in columns] for source in sources]
+    return np.array(found, dtype=np.float64).reshape(len(sources), len(columns))
+
+
+def same_task(sources: list[str], columns: list[Group]) -> NDArray[np.bool_]:
+    """Return whether a source and a target are of one task: (sources, columns)."""
+    found = [[source == task for task, _ in columns] for source in sources]
+    return np.array(found, dtype=np.bool_).reshape(len(sources), len(columns))
 
 
 def graph_columns(edges: list[GraphEdge], full: bool) -> list[Group]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pitune.report.contents import Manifests, shots_order
-from pitune.report.numbers import percent, plural, points, share, spread
+from pitune.report.numbers import percent, plural, points, share, span, spread
 from pitune.report.scores import Average, Score, TargetScores, average, methods_of, seed_counts
 
 LEVEL = 0.0005
@@ -19,8 +19,7 @@ MOST_SEEDS = 12
 
 def seeds_text(targets: Sequence[TargetScores]) -> str:
     """Return how many seeds the targets have: ``3 seeds``, ``1 to 3 seeds``."""
-    counts = seed_counts(targets)
-    return plural(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    return span(seed_counts(targets), "seed")
 
 
 # --- the result table ----------------------------------------------------------------------------------------------
@@ -80,7 +79,8 @@ def target_row(target: TargetScores, methods: Sequence[str]) -> TableRow:
     """Return a target's row."""
     seeds = max(len(score.values) for score in target.scores.values())
     note = f"{target.metric}, {target.examples} tested, {plural(seeds, 'seed')}"
-    cells = [_score_cell(target.scores.get(method), method in target.best) for method in methods]
+    best = target.best
+    cells = [_score_cell(target.scores.get(method), method in best) for method in methods]
     gain = _gain_cell(target.gain.mean if target.gain else None, target.gain)
     return TableRow(target.task, note, cells, gain, Cell(share(target.gap_closed)))
 

@@ -13,7 +13,6 @@ from pitune.report.scores import (
     OURS,
     TargetScores,
     average,
-    compare,
     gap_ratio,
     methods_of,
     question,
@@ -31,13 +30,13 @@ def markdown(store: Store) -> str:
     if not targets:
         return "No results yet.\n"
     total = average(targets)
-    rows = overview(targets, read_costs(store))
+    rows = overview(total, read_costs(store))
     tables = [_methods(rows), _targets(targets)]
     note = (
         f"Percent on the test split, mean ± standard deviation over {seeds_text(targets)}; bold: "
         f"best of the methods that see the same shots; gap closed: {gap_ratio()}, of the means."
     )
-    gain = compare(total.targets, OURS, BASELINE)
+    gain = total.leads.get(BASELINE)
     if gain is not None:
         cost = "trials, steps and time" if rows.has_budget else "time"
         note += (
@@ -55,12 +54,8 @@ def _methods(found: Overview) -> str:
     """Return the overview: what each method scores on average, how it compares, what it costs."""
     head = ["method", found.columns[0], f"{title(OURS)} ahead", "95 % interval", "better / worse", *found.columns[1:]]
     head += ["trials", "steps", "time"] if found.has_budget else ["time"]
-    lines = [
-        _line([_method(row), *_compared(row), *_cost(row, found.has_budget)])
-        for _, rows in found.groups
-        for row in rows
-    ]
-    return "\n".join([_line(head), _rule(head), *lines]) if lines else ""
+    lines = [[_method(row), *_compared(row), *_cost(row, found.has_budget)] for _, rows in found.groups for row in rows]
+    return table(head, lines) if lines else ""
 
 
 def _method(row: OverviewRow) -> str:
@@ -89,11 +84,11 @@ def _targets(targets: Sequence[TargetScores]) -> str:
         if total.targets:
             name = f"*mean of {len(total.targets)}*"
             lines.append(_row(average_row(name, total, methods), name, shots))
-    return "\n".join([_line(head), _rule(head), *lines])
+    return table(head, lines)
 
 
-def _row(row: TableRow, name: str, shots: str) -> str:
-    return _line([name, shots, *map(_cell, row.scores), row.gain.text, row.closed.text])
+def _row(row: TableRow, name: str, shots: str) -> list[str]:
+    return [name, shots, *map(_cell, row.scores), row.gain.text, row.closed.text]
 
 
 def _cell(cell: Cell) -> str:
@@ -105,8 +100,10 @@ def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _rule(head: list[str]) -> str:
-    return _line(["---"] + ["---:"] * (len(head) - 1))
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a table as Markdown: names on the left, numbers on the right."""
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join(map(_line, [head, rule, *rows]))
 
 
 def _plain(text: str) -> str:

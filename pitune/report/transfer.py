@@ -14,7 +14,7 @@ from scipy.cluster import hierarchy
 
 from pitune.report.contents import Group, Manifests, group_order, shots_order, split_slice
 from pitune.report.differences import Difference, difference
-from pitune.report.similarities import GraphEdge
+from pitune.report.similarities import GraphEdge, grid, same_task, similarity_cells
 from pitune.store import Store
 
 
@@ -104,25 +104,14 @@ def matrix(pairs: list[Pair], edges: list[GraphEdge]) -> Matrix | None:
     if not pairs:
         return None
     gains: dict[tuple[str, Group], list[float]] = defaultdict(list)
-    near: dict[tuple[str, Group], list[float]] = defaultdict(list)
     for pair in pairs:
         gains[pair.source, pair.target].append(100 * (pair.score - pair.single))
-    for edge in edges:
-        if math.isfinite(edge.similarity):
-            near[edge.source, edge.target].append(edge.similarity)
+    near = similarity_cells(edges)
     sources = sorted({pair.source for pair in pairs})
     columns = sorted({pair.target for pair in pairs}, key=group_order)
-    sources, columns = _clustered(sources, columns, _grid(gains, sources, columns))
-    same = np.array([[source == task for task, _ in columns] for source in sources], dtype=np.bool_)
-    return Matrix(sources, columns, _grid(gains, sources, columns), _grid(near, sources, columns), same)
-
-
-def _grid(
-    cells: Mapping[tuple[str, Group], list[float]], sources: list[str], columns: list[Group]
-) -> NDArray[np.float64]:
-    """Return the means of ``cells`` (sources, columns); NaN where there is none."""
-    found = [[np.mean(cells.get((source, column), [np.nan])) for column in columns] for source in sources]
-    return np.array(found, dtype=np.float64)
+    sources, columns = _clustered(sources, columns, grid(gains, sources, columns))
+    same = same_task(sources, columns)
+    return Matrix(sources, columns, grid(gains, sources, columns), grid(near, sources, columns), same)
 
 
 def _clustered(sources: list[str], columns: list[Group], gains: NDArray[np.float64]) -> tuple[list[str], list[Group]]:
@@ -132,7 +121,7 @@ def _clustered(sources: list[str], columns: list[Group], gains: NDArray[np.float
     target gains from any source is no likeness: gains are taken less their column's mean, own tasks left out.
     """
     tasks = sorted({task for task, _ in columns})
-    own = np.array([[source == task for task, _ in columns] for source in sources], dtype=np.bool_)
+    own = same_task(sources, columns)
     others = np.where(own, np.nan, gains)
     some = np.isfinite(others)
     means = np.where(some, others, 0.0).sum(0) / np.maximum(some.sum(0), 1)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pitune.report.drawing import ACCENT, DOWN, HEAT, INK, MUTED, PAPER, UP, figure, finish, short, styled, svg
+from pitune.report.drawing import (
+    ACCENT,
+    DOWN,
+    HEAT,
+    MUTED,
+    PAPER,
+    UP,
+    figure,
+    name_rows,
+    note_row,
+    styled,
+    svg,
+)
 from pitune.report.numbers import points
 from pitune.report.overview import OverviewRow
 from pitune.report.scores import OURS, title
@@ -32,21 +42,16 @@ def rivals(rows: list[OverviewRow]) -> str:
         return ""  # the table has as much
     drawn = figure(10.3, 0.34 * len(shown) + 1.0)
     axes = drawn.subplots()
-    axes.axvline(0, color=MUTED, linewidth=1.2, zorder=1)
+    name_rows(
+        axes, [method.title for method, _ in shown], f"points that {title(OURS)} is ahead (left of the line: behind)"
+    )
     for y, (method, lead) in enumerate(shown):
         colour = ACCENT if lead.clear > 0 else DOWN if lead.clear < 0 else MUTED
         if lead.has_interval:
             axes.plot([100 * lead.low, 100 * lead.high], [y, y], color=colour, linewidth=2, zorder=2)
         face = PAPER if method.control else colour
         axes.plot([100 * lead.mean], [y], "o", markerfacecolor=face, markeredgecolor=colour, markersize=8, zorder=3)
-        at: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 9}
-        axes.text(1.075, y, points(lead.mean), transform=axes.get_yaxis_transform(), color=INK, **at)
-    finish(axes, x=f"points that {title(OURS)} is ahead (left of the line: behind)")
-    axes.xaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 5, 10]))
-    axes.set_yticks(range(len(shown)), [short(method.title) for method, _ in shown])
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.grid(False, axis="y")
-    axes.spines["left"].set_visible(False)
+        note_row(axes, y, points(lead.mean))
     return svg(drawn, "What the interpolated expert has over every rival and control, with intervals")
 
 

@@ -46,7 +46,7 @@ def headline(total: Average, targets: list[TargetScores]) -> list[str]:
     change = f"{'gains' if gain > 0 else 'loses'} {percent(abs(gain))} points" if abs(gain) > LEVEL else "gains nothing"
     change += " over" if gain > 0 else " against"
     first, second = (OURS, BASELINE) if gain > 0 else (BASELINE, OURS)
-    around = bounds(compare(total.targets, first, second))
+    around = bounds(total.leads.get(BASELINE) if gain > 0 else compare(total.targets, first, second))
     sentences = [
         f"Interpolating the experts of its nearest tasks with its own, a target {change} its single expert "
         f"({around}): "
@@ -73,7 +73,7 @@ def _place(total: Average) -> str:
     first = others[0]
     lead = percent(abs(total.means[OURS] - total.means[first]))
     if total.best == (OURS,):
-        around = _order(compare(total.targets, OURS, first))
+        around = _order(total.leads[first])
         return f"On average it is the best of those that see the same shots, {lead} ahead of {title(first)} ({around})."
     if OURS in total.best:
         level = listed([title(method) for method in total.best if method != OURS])
@@ -168,7 +168,7 @@ def overlapping(manifests: Manifests) -> list[str]:
 def transferred(pairs: list[Pair]) -> list[str]:
     """Return sentences on what sources bring on average, and on how many pairs."""
     others = [pair for pair in pairs if not pair.is_own]
-    found = gained(others)
+    found = gained(pairs)
     if found is None:
         return []
     better = sum(1 for pair in others if pair.score > pair.single + LEVEL)

@@ -15,7 +15,7 @@ from synthetic import COST, FAMILIES, RIVALS, SCORED, Study, tiny
 from pitune.methods import METHODS
 from pitune.report import build_page, markdown
 from pitune.report.overview import CONTROLS, OTHERS, RANKED, Overview, overview, read_costs
-from pitune.report.scores import read_targets
+from pitune.report.scores import average, read_targets
 from pitune.report.words import overlapping
 from pitune.store import Store
 
@@ -24,7 +24,7 @@ CONTROLLED = {"pi_farthest", "pi_random"}
 
 def made(study: Study, folder: Path) -> tuple[Store, Overview]:
     store = study.write(Store(folder))
-    return store, overview(read_targets(store), read_costs(store))
+    return store, overview(average(read_targets(store)), read_costs(store))
 
 
 def score(study: Study, method: str, shots: int | None = None) -> dict[str, float]:

@@ -16,7 +16,7 @@ from pitune.methods import METHODS, Method
 from pitune.report import build_page, contents, figures, markdown, write_report
 from pitune.report.contents import OWN, Layer, Trial, mean_weights, read_trials, read_weights, split_slice
 from pitune.report.scores import average, read_targets
-from pitune.report.similarities import read_edges, similarity
+from pitune.report.similarities import chain_order, read_edges, similarity
 from pitune.store import Store, table_bytes
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -204,8 +204,8 @@ def test_sweeps_without_the_column_began_with_the_trained_expert(tmp_path: Path)
 
 
 def test_similarities_are_means_over_seeds(store: Store) -> None:
-    edges = read_edges(store, store.artifacts())
-    found = similarity(edges, [("movie", "16"), ("nyt", "4")])
+    edges = read_edges(store.table("graph.parquet").to_pylist())
+    found = similarity(edges, [("movie", "16"), ("nyt", "4")], chain_order(edges))
     rows = store.table("graph.parquet").to_pylist()
     for column, (task, shots) in enumerate(found.columns):
         for row, source in enumerate(found.sources):

@@ -34,7 +34,7 @@ def rows(store: Store) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def found(store: Store, rows: list[dict[str, Any]]) -> Matrix:
-    made = matrix(read_pairs(rows), read_edges(store, store.artifacts()))
+    made = matrix(read_pairs(rows), read_edges(store.table("graph.parquet").to_pylist()))
     assert made is not None
     return made
 
