@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from pitune.assets import fetch
 from pitune.backbones.text import TextBackbone, TextSettings
 from pitune.experts import Expert, ExpertKind
 from pitune.objectives import Match, Row, Rows
+from pitune.objectives.base import Acting
 from pitune.tasks.catalogue import load_task
 from pitune.tasks.task import Slice, Task, draw
 
@@ -50,6 +52,31 @@ def candidates(encoder: TextBackbone, source: Task) -> torch.Tensor:
 def labels(encoder: TextBackbone, taken: Sequence[Row]) -> torch.Tensor:
     """Return the rows' labels: (rows,)."""
     return torch.tensor([row.target for row in taken], device=encoder.device)
+
+
+def loss(
+    encoder: TextBackbone,
+    acting: Acting,
+    firsts: Mapping[str, int],
+    taken: Sequence[Row],
+    texts: torch.Tensor,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """Return the cross-entropy of rows with whoever acts, written out; ``texts``: their candidates, embedded."""
+    with acting.attached(encoder.model):
+        embeddings = encoder(encoder.inputs([row.encoded for row in taken], firsts))
+    logits = OBJECTIVE.scale * embeddings @ texts.T
+    return torch.nn.functional.cross_entropy(logits, labels(encoder, taken), reduction=reduction)
+
+
+def peft_logits(model: Any, encoder: TextBackbone, taken: Sequence[Row], texts: torch.Tensor) -> torch.Tensor:
+    """Return how PEFT's own model, run whole, scores rows: (rows, candidates)."""
+    inputs = encoder.collate([row.encoded for row in taken])
+    inputs = {name: tensor.to(encoder.device) for name, tensor in inputs.items()}
+    states = model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"].unsqueeze(-1).float()
+    embeddings = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+    return OBJECTIVE.scale * embeddings @ texts.T
 
 
 def trained_looking(kind: ExpertKind, encoder: TextBackbone, seed: int) -> Expert:

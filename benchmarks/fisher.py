@@ -6,7 +6,7 @@ python benchmarks/fisher.py
 from __future__ import annotations
 
 import torch
-from common import OBJECTIVE, backbone, candidates, labels, rows, side_by_side, task, trained_looking, warm
+from common import OBJECTIVE, backbone, candidates, loss, rows, side_by_side, task, trained_looking, warm
 
 from pitune.backbones.text import TextBackbone
 from pitune.embedding.fisher import fisher
@@ -26,11 +26,8 @@ def loop(
     order = examples.by_cost()
     for start in range(0, len(order), batch):
         taken = examples.take(order[start : start + batch])
-        with bank.attached(encoder.model):
-            embeddings = encoder(encoder.inputs([row.encoded for row in taken], firsts))
-        logits = OBJECTIVE.scale * embeddings @ texts.T
-        loss = torch.nn.functional.cross_entropy(logits, labels(encoder, taken), reduction="sum")
-        gradients = torch.autograd.grad(loss, list(bank.parameters()))
+        summed = loss(encoder, bank, firsts, taken, texts, "sum")
+        gradients = torch.autograd.grad(summed, list(bank.parameters()))
         if square:
             total += torch.cat([gradient.flatten().square() for gradient in gradients])
     return total / len(examples)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from common import OBJECTIVE, backbone, candidates, labels, rows, side_by_side, task, trained_looking, warm
+from common import backbone, candidates, loss, rows, side_by_side, task, trained_looking, warm
 
 from pitune.backbones.text import TextBackbone
 from pitune.experts import Adapter, Bank, ExpertKind, Lora
@@ -28,11 +28,8 @@ def steps(
     def run() -> None:
         for chosen in examples.order("benchmark", STEPS, BATCH).tolist():
             taken = examples.take(chosen)
-            with module.attached(encoder.model):
-                embeddings = encoder(encoder.inputs([row.encoded for row in taken], firsts))
-            logits = OBJECTIVE.scale * embeddings @ texts.T
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(logits, labels(encoder, taken)).backward()
+            loss(encoder, module, firsts, taken, texts).backward()
             optimizer.step()
 
     return run

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from common import OBJECTIVE, backbone, candidates, labels, rows, side_by_side, task
+from common import OBJECTIVE, backbone, candidates, labels, peft_logits, rows, side_by_side, task
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel
 
@@ -62,12 +62,7 @@ def peft(encoder: TextBackbone, kind: Lora, batch: int) -> Callable[[], None]:
             optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
             for chosen in slice_rows.order(f"movie@64#{seed}", recipe.steps, batch).tolist():
                 taken = slice_rows.take(chosen)
-                inputs = encoder.collate([row.encoded for row in taken])
-                inputs = {name: tensor.to(encoder.device) for name, tensor in inputs.items()}
-                states = model(**inputs).last_hidden_state
-                mask = inputs["attention_mask"].unsqueeze(-1).float()
-                embeddings = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
-                logits = OBJECTIVE.scale * embeddings @ texts.T
+                logits = peft_logits(model, encoder, taken, texts)
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(logits, labels(encoder, taken)).backward()
                 optimizer.step()

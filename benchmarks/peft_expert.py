@@ -89,7 +89,7 @@ def main() -> None:
     """Train the expert that the specification describes, validate it and save it."""
     clock = [("start-up", time.time())]
     told = json.loads(Path(sys.argv[1]).read_text())
-    began = told["began"] if len(sys.argv) < 3 else float(sys.argv[2])
+    began = float(sys.argv[2]) if len(sys.argv) > 2 else clock[0][1]
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(told["model"])

@@ -14,7 +14,6 @@ minutes.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import resource
 import statistics
@@ -101,23 +100,14 @@ def graph_file(job: Any) -> bytes:
 
 def write(root: Path, artifact: str, job: Any) -> None:
     """Write an artifact of one small file and its manifest: what ``Store.commit`` does, without its safety."""
-    from pitune.store import manifest_path
+    from pitune.store.manifest import file_path, is_file, make_manifest, manifest_path
 
+    files = {"" if is_file(artifact) else "adapter_model.safetensors": artifact.encode()}
     manifest = root / manifest_path(artifact)
-    name = "" if manifest.name != "manifest.json" else "adapter_model.safetensors"
-    data = artifact.encode()
     manifest.parent.mkdir(parents=True, exist_ok=True)
-    (root / artifact / name if name else root / artifact).write_bytes(data)
-    facts = {
-        "artifact": artifact,
-        "fingerprint": job.fingerprint,
-        "files": {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}},
-        "versions": dict.fromkeys(("python", "pitune", "torch", "transformers", "peft", "ray"), "1.2.3"),
-        "written": "2026-01-01T00:00:00Z",
-        "inputs": job.inputs,
-        "seconds": 1.0,
-    }
-    manifest.write_text(json.dumps(facts, indent=1) + "\n")
+    for name, data in files.items():
+        (root / file_path(artifact, name)).write_bytes(data)
+    manifest.write_bytes(make_manifest(artifact, files, job.fingerprint, {"inputs": job.inputs, "seconds": 1.0}))
 
 
 # --- planning it ---------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,8 @@ def precision() -> str:
 
 @dataclass
 class Pack:
-    """A pack of the study: its experts, and when it was begun and its last expert committed (seconds of the clock)."""
+    """A pack of the study: when it was begun and its last expert committed (seconds of the clock)."""
 
-    experts: list[str] = field(default_factory=list)
     began: float = 0.0
     ended: float = 0.0
 
@@ -151,7 +150,6 @@ def read_packs(study: Path) -> list[Pack]:
     for path in study.glob("experts/*/manifest.json"):
         manifest = json.loads(path.read_text())
         pack = found.setdefault(manifest["pack"], Pack())
-        pack.experts.append(path.parent.name)
         seconds[manifest["pack"]] += manifest["seconds"]
         pack.ended = max(pack.ended, path.stat().st_mtime)
         pack.began = min(pack.began or path.stat().st_mtime, path.stat().st_mtime)

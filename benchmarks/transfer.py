@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import OBJECTIVE, THREADS, candidates, trained_looking
+from common import THREADS, candidates, labels, peft_logits, trained_looking
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load
 from torch import Tensor
@@ -41,7 +41,6 @@ from pitune.config import load_config
 from pitune.experts.checkpoint import CONFIG as CONFIG_FILE
 from pitune.experts.checkpoint import WEIGHTS, to_files
 from pitune.interpolation.scoring import ScoringJob, score
-from pitune.objectives import Row
 from pitune.plan import Plan, materials_of
 from pitune.results import PAIRS, TRANSFER
 from pitune.runtime.tasks import calls
@@ -113,33 +112,31 @@ class Matrix:
     def _peft_trains(self, model: Any, job: Any, trained: list[dict[str, Tensor]]) -> None:
         set_peft_model_state_dict(model, load(self.materials.store.read(job.start, WEIGHTS)))
         recipe, rows = job.recipe, self.materials.rows(job.data, "train")
-        texts = candidates(self.materials.backbone, self.materials.task(job.data[0][0].task))
+        encoder = self.materials.backbone
+        texts = candidates(encoder, self.materials.task(job.data[0][0].task))
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         for step, chosen in enumerate(rows.order(job.name, recipe.steps, recipe.batch_size).tolist()):
             optimizer.param_groups[0]["lr"] = recipe.rate(step)
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(*self._peft_logits(model, texts, rows.take(chosen))).backward()
+            taken = rows.take(chosen)
+            logits = peft_logits(model, encoder, taken, texts)
+            torch.nn.functional.cross_entropy(logits, labels(encoder, taken)).backward()
             optimizer.step()
         with torch.no_grad():
             validation = self.materials.rows(job.data, "validation")
-            self._peft_logits(model, texts, validation.take(range(len(validation))))
+            peft_logits(model, encoder, validation.take(range(len(validation))), texts)
         trained.append({key: tensor.clone() for key, tensor in get_peft_model_state_dict(model).items()})
 
     @torch.no_grad()
     def _peft_scores(self, model: Any, number: int, trained: Sequence[dict[str, Tensor]]) -> None:
         set_peft_model_state_dict(model, trained[number])
         task = self.materials.task(self.pairs[number].data[0][0].task)
-        rows, texts = self.materials.rows_of(task.name, task.splits["test"]), candidates(self.materials.backbone, task)
+        encoder = self.materials.backbone
+        rows, texts = self.materials.rows_of(task.name, task.splits["test"]), candidates(encoder, task)
         order = rows.by_cost()
         for start in range(0, len(order), SCORED_ROWS):
-            self._peft_logits(model, texts, rows.take(order[start : start + SCORED_ROWS]))
-
-    def _peft_logits(self, model: Any, texts: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-        inputs = self.materials.backbone.collate([row.encoded for row in rows])
-        states, mask = model(**inputs).last_hidden_state, inputs["attention_mask"].unsqueeze(-1).float()
-        embeddings = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
-        return OBJECTIVE.scale * embeddings @ texts.T, torch.tensor([row.target for row in rows])
+            peft_logits(model, encoder, rows.take(order[start : start + SCORED_ROWS]), texts)
 
 
 def timed(train: Steps, scores: Steps) -> Seconds:

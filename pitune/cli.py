@@ -17,7 +17,7 @@ from pitune.signals import stoppable
 if TYPE_CHECKING:
     from pitune.config import StudyConfig
     from pitune.plan import Item, Plan
-    from pitune.store import Store
+    from pitune.store import Catalogue, Store
 
 HELP = "Transfer-learning studies: an expert per task, the task graph, interpolated experts for few-shot targets."
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=HELP)
@@ -28,7 +28,7 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="take this setting instead of the file's")
 ]
 STOPPED = 130  # what typer makes of Ctrl-C
-Address = Annotated[str | None, typer.Option(help="join this Ray cluster (auto, or ray://…); without it, start one")]
+Address = Annotated[str | None, typer.Option(help="join this Ray cluster (auto, or HOST:PORT); without it, start one")]
 ROWS_PER_SECOND = 60  # of one core, forward and back, of a 22M-parameter encoder with short texts
 
 
@@ -86,7 +86,7 @@ def status(config: Config, set_: Set = None) -> None:
 @app.command()
 def report(config: Config, set_: Set = None) -> None:
     """Write the report anew from what is there."""
-    store = _made(config, set_)
+    store, _ = _made(config, set_)
 
     from pitune.report import write_report
 
@@ -98,7 +98,7 @@ def report(config: Config, set_: Set = None) -> None:
 @app.command()
 def verify(config: Config, set_: Set = None) -> None:
     """Check every artifact against its manifest, and every score against its predictions."""
-    store = _made(config, set_)
+    store, found = _made(config, set_)
 
     from pitune.methods.transfer import wrong_pairs
     from pitune.results import wrong_scores
@@ -110,9 +110,8 @@ def verify(config: Config, set_: Set = None) -> None:
         raise PituneError(
             f"{store.root}: {len(problems)} problem{'s' if len(problems) > 1 else ''}; delete what is named, run again"
         )
-    artifacts = store.artifacts()
-    files = sum(len(manifest["files"]) for manifest in artifacts.values())
-    out.print(f"{store.root}: {len(artifacts)} artifacts, {files} files, all as their manifests say", soft_wrap=True)
+    files = sum(len(manifest["files"]) for manifest in found.values())
+    out.print(f"{store.root}: {len(found)} artifacts, {files} files, all as their manifests say", soft_wrap=True)
 
 
 # Each import below and above is where it is needed: torch, Ray and DeepSpeed take seconds, and few commands need all.
@@ -135,14 +134,15 @@ def _run(settings: StudyConfig, address: str | None, goal: str | None = None) ->
     return study.store
 
 
-def _made(config: Path, overrides: list[str] | None) -> Store:
-    """Open the store of a study that has been run, if only in part."""
+def _made(config: Path, overrides: list[str] | None) -> tuple[Store, Catalogue]:
+    """Open the store of a study that has been run, if only in part, and look at what it has."""
     from pitune.store import Store
 
     store = Store(_read(config, overrides).study)
-    if not store.artifacts():
+    found = store.catalogue()
+    if not found:
         raise PituneError(f"study folder {store.root}: has nothing in it yet; run the study first")
-    return store
+    return store, found
 
 
 def _plan(config: Path, overrides: list[str] | None) -> Plan:

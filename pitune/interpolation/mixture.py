@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pitune.backbones import Backbone, Site
-from pitune.experts.bank import Bank, attach
+from pitune.experts.bank import Bank, attach, detach
 from pitune.experts.kind import Expert, ExpertKind, Tensors
 from pitune.interpolation.settings import Granularity
 
@@ -65,8 +65,7 @@ class Mixture(nn.Module):
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            detach(handles)
 
     @torch.no_grad()
     def merged(self) -> Expert:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Self
 
-from pitune.errors import one_line
-from pitune.runtime.lane import N, name_of
+from pitune.runtime.lane import N, error_of, name_of
 
 SECONDS = 0.25
 """How long the lane works in one call of :meth:`DriverLane.finished`."""
@@ -45,12 +44,7 @@ class DriverLane(Generic[N]):
         while self._waiting and time.monotonic() < until:
             node = self._waiting.popleft()
             assert node.make is not None
-            try:
-                node.make(self.materials, node.job)
-            except Exception as error:  # whatever it is, it ends this node and no other
-                ended.append((node, one_line(error)))
-            else:
-                ended.append((node, None))
+            ended.append((node, error_of(node.make, self.materials, node.job)))
         return ended
 
     def running(self) -> dict[str, float]:

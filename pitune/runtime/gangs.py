@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, Protocol, Self
 
 import ray
@@ -65,16 +64,13 @@ class Gangs:
         settings: size and number of gangs.
         storage: folder or URI that every machine of the cluster reaches, for the shards of packs under way. After a
             crash, the same storage and name resume packs of the same names.
-        name: begins the gangs' names.
         most: more gangs than this are of no use.
 
     Raises:
         PituneError: the cluster is too small for one gang.
     """
 
-    def __init__(
-        self, work: PackWork[Any], settings: RuntimeSettings, storage: str, name: str = "gang", most: int | None = None
-    ) -> None:
+    def __init__(self, work: PackWork[Any], settings: RuntimeSettings, storage: str, most: int | None = None) -> None:
         check_room(settings)
         here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._queue = PackQueue.options(
@@ -85,7 +81,7 @@ class Gangs:
         self._last: Snapshot | None = None
         self._controllers: dict[str, Any] = {}
         count = gang_count(settings, most)
-        self._gangs = [_Gang(f"{name}{index}", self._queue, work, settings, storage) for index in range(count)]
+        self._gangs = [_Gang(f"gang{index}", self._queue, work, settings, storage) for index in range(count)]
 
     def add(self, packs: Sequence[Any]) -> None:
         """Queue more packs; returns at once."""
@@ -205,7 +201,7 @@ def _trainer(name: str, queue: Any, work: Any, settings: RuntimeSettings, storag
         resources["GPU"] = SHARE * settings.gpus_per_worker
     run: Any = RunConfig(
         name=name,
-        storage_path=storage if "://" in storage else str(Path(storage).absolute()),
+        storage_path=storage,
         failure_config=FailureConfig(max_failures=-1),  # the queue counts, and lets no gang start for ever
         checkpoint_config=CheckpointConfig(num_to_keep=1),
         logging_config=LoggingConfig("ERROR"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
+from pitune.errors import one_line
 from pitune.store import Job
 
 
@@ -59,6 +60,15 @@ class Lane(Protocol[N]):
 
     def __exit__(self, *error: object) -> None:
         """End it: what runs is stopped, and nothing of the lane outlives this call."""
+
+
+def error_of(make: Callable[..., object], *given: object) -> str | None:
+    """Call ``make`` and return what it raised, in one line, or None: one node's error ends no other."""
+    try:
+        make(*given)
+    except Exception as error:
+        return one_line(error)
+    return None
 
 
 def name_of(node: Node) -> str:

@@ -24,7 +24,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from pitune.errors import one_line
-from pitune.runtime.lane import N, name_of
+from pitune.runtime.lane import N, error_of, name_of
 from pitune.runtime.settings import RuntimeSettings
 from pitune.runtime.tasks import SHARE, opened
 from pitune.runtime.trials import METRIC, Point, commit_best, points, run_trial
@@ -62,7 +62,6 @@ class SearchLane(Generic[N]):
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
     _thread: threading.Thread | None = field(init=False, default=None)
     _stopping: bool = field(init=False, default=False)
-    _error: str | None = field(init=False, default=None)
 
     def __enter__(self) -> Self:
         """Nothing is started before the first target."""
@@ -90,12 +89,7 @@ class SearchLane(Generic[N]):
             ended = [self._targets.pop(name) for name in over]
         found = []
         for target in ended:
-            if target.error is None:
-                try:
-                    commit_best(self.materials.store, target.job)
-                except Exception as error:  # it is this target's, the others go on
-                    target.error = one_line(error)
-            found.append((target.node, target.error))
+            found.append((target.node, target.error or error_of(commit_best, self.materials.store, target.job)))
         self._go_on()
         return found
 

@@ -10,7 +10,7 @@ from typing import Any, Generic, Self
 import ray
 
 from pitune.errors import one_line
-from pitune.runtime.lane import N, name_of
+from pitune.runtime.lane import N, error_of, name_of
 from pitune.runtime.room import needs, seats, there
 from pitune.runtime.settings import RuntimeSettings
 from pitune.store import Job
@@ -154,15 +154,11 @@ def make_all(shared: Sequence[Any], given: Sequence[Call], threads: int) -> list
     import torch
 
     torch.set_num_threads(threads)
-    errors: list[str | None] = []
-    for make, job in given:
-        try:
-            make(opened(shared), job)
-        except Exception as error:  # it is this call's, the others go on
-            errors.append(one_line(error))
-        else:
-            errors.append(None)
-    return errors
+    return [error_of(_make, shared, make, job) for make, job in given]
+
+
+def _make(shared: Sequence[Any], make: Callable[[Any, Any], None], job: Any) -> None:
+    make(opened(shared), job)
 
 
 def _jobs(nodes: Sequence[Any]) -> Job | list[Job]:
