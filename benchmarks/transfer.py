@@ -52,7 +52,6 @@ from pitune.training.work import ExpertTraining
 Steps = Sequence[Callable[[], Any]]
 CONFIG = Path(__file__).parents[1] / "configs" / "six_texts.yaml"
 GOAL = 2.0
-SCORED_ROWS = 32  # of a batch, as pitune scores
 
 
 class Seconds(NamedTuple):
@@ -135,8 +134,8 @@ class Matrix:
         encoder = self.materials.backbone
         rows, texts = self.materials.rows_of(task.name, task.splits["test"]), candidates(encoder, task)
         order = rows.by_cost()
-        for start in range(0, len(order), SCORED_ROWS):
-            peft_logits(model, encoder, rows.take(order[start : start + SCORED_ROWS]), texts)
+        for start in range(0, len(order), encoder.rows_at_once):
+            peft_logits(model, encoder, rows.take(order[start : start + encoder.rows_at_once]), texts)
 
 
 def timed(train: Steps, scores: Steps) -> Seconds:

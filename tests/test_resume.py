@@ -28,13 +28,11 @@ from pitune.store import Store
 STAGES = {
     "experts": "experts/*",
     "embeddings": "embeddings/*",
-    "features": "features/*",
     "transfer": "transfer/*/*",
-    "uniform": "baselines/*/uniform",
     "interpolations": "interpolations/*",
     "predictions": "predictions/*/*",
 }
-"""Where the artifacts of each stage lie."""
+"""Where the artifacts of stages lie: of each lane's first and last, and what comes of the gangs later."""
 FIRST = {"interpolations": "sweeps/trials/*"}
 """Where a stage's first files appear, where that is elsewhere."""
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TRUNK_ROWS = 64
-"""Rows of one batch through what no expert touches."""
+ROWS_AT_ONCE = {"cpu": 64, "cuda": 512}
+"""By device: rows of a batch in which nothing is learnt. What more of them write no processor's cache holds."""
 
 
 class BackboneSettings(Settings, ABC):
@@ -169,6 +169,11 @@ class Backbone(nn.Module, ABC):
         return found
 
     @property
+    def rows_at_once(self) -> int:
+        """How many rows, of all who act together, to run in one batch where nothing is learnt."""
+        return ROWS_AT_ONCE.get(self.device.type, ROWS_AT_ONCE["cuda"])
+
+    @property
     def is_fp16(self) -> bool:
         """Whether the layers compute in fp16, in which small gradients are lost unless the loss is scaled."""
         return self._dtype is torch.float16
@@ -232,8 +237,8 @@ class Backbone(nn.Module, ABC):
         """
         found = {row.key: cache.CACHE.get((self._number, row.tower, first, row.key)) for row in rows}
         missing = sorted({row.key: row for row in rows if found[row.key] is None}.values(), key=lambda row: row.cost)
-        for start in range(0, len(missing), TRUNK_ROWS):
-            part = missing[start : start + TRUNK_ROWS]
+        for start in range(0, len(missing), self.rows_at_once):
+            part = missing[start : start + self.rows_at_once]
             inputs = Inputs(part[0].tower, self._placed(part))
             states = self(inputs) if first is None else self._below(inputs, first)
             for row, state in zip(part, states, strict=True):

@@ -17,8 +17,6 @@ from pitune.objectives import NOBODY, Objective, Rows
 from pitune.store import Job, table_bytes
 from pitune.tasks.metrics import METRICS
 
-ROWS = 32  # of each expert, in a batch
-
 
 @dataclass(frozen=True)
 class ScoringJob(Job):
@@ -42,8 +40,9 @@ def answers(
     said: list[list[Any]] = [[None] * len(rows) for _ in range(copies)]
     scores = torch.empty(copies, len(rows))
     order = rows.by_cost()
-    for start in range(0, len(order), ROWS):
-        chosen = order[start : start + ROWS]
+    each = max(1, backbone.rows_at_once // copies)
+    for start in range(0, len(order), each):
+        chosen = order[start : start + each]
         batch = objective.collate(backbone, firsts, [rows.take(chosen)] * copies)
         found = objective.answers(backbone, acting, batch)
         scores[:, chosen] = found.scores.float().cpu()

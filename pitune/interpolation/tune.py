@@ -73,7 +73,7 @@ class Setting:
 
 
 @torch.no_grad()
-def validate_all(setting: Setting, acting: Acting, count: int, rows: Rows, batch: int = 64) -> list[Validation]:
+def validate_all(setting: Setting, acting: Acting, count: int, rows: Rows) -> list[Validation]:
     """Score ``count`` experts on ``rows`` in one pass: each batch has every expert's copy of the rows.
 
     Args:
@@ -81,10 +81,9 @@ def validate_all(setting: Setting, acting: Acting, count: int, rows: Rows, batch
         acting: who acts: a bank of ``count`` experts, or a mixture, which acts as one.
         count: E.
         rows: the same for all.
-        batch: rows of all experts together.
     """
     losses, hits = torch.zeros(2, count, dtype=torch.float64)
-    each = max(1, batch // count)
+    each = max(1, setting.backbone.rows_at_once // count)
     for begin in range(0, len(rows), each):
         groups = [rows.take(range(begin, min(begin + each, len(rows))))] * count
         found = setting.objective.answers(setting.backbone, acting, setting.batch(groups))
@@ -94,9 +93,9 @@ def validate_all(setting: Setting, acting: Acting, count: int, rows: Rows, batch
     return [Validation(loss / len(rows), hit / len(rows)) for loss, hit in pairs]
 
 
-def validate(setting: Setting, mixture: Mixture, rows: Rows, batch: int = 64) -> Validation:
+def validate(setting: Setting, mixture: Mixture, rows: Rows) -> Validation:
     """Score a mixture on ``rows``."""
-    return validate_all(setting, mixture, 1, rows, batch)[0]
+    return validate_all(setting, mixture, 1, rows)[0]
 
 
 def tune(

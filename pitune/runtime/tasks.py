@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -17,7 +18,7 @@ from pitune.store import Job
 
 SHARE = 0.4
 """What a task, or a trial, takes of ``cpus_per_worker`` and ``gpus_per_worker``: it fits beside a gang's worker."""
-TOGETHER = 6
+TOGETHER = 12
 """Nodes that are made in one call, of those that can be; with GPUs, nodes that one task makes one after another."""
 RETRIES = 3
 
@@ -42,7 +43,7 @@ def opened(shared: Sequence[Any]) -> Any:
 class TaskLane(Generic[N]):
     """The lane of what is computed; see :class:`pitune.runtime.lane.Lane`.
 
-    Nodes with the same ``together`` are made together, up to six; fewer of them wait for more until :meth:`flush`.
+    Nodes with the same ``together`` are made together, up to twelve; fewer of them wait for more until :meth:`flush`.
     With GPUs a task's process ends with it, for an idle one would keep what Ray calls free; so a task then makes
     several nodes, one after another.
 
@@ -131,8 +132,8 @@ class TaskLane(Generic[N]):
 def calls(waiting: Iterable[N], partial: bool) -> list[list[N]]:
     """Return the nodes that can be made now, those of each call in a list of their own.
 
-    What nothing holds up comes first, for other nodes may need it; then whole groups and, with ``partial``, what there
-    is of the others. The most work is first within each.
+    What nothing holds up comes first, for other nodes may need it; then whole groups or, with ``partial``, whatever
+    there is, in groups of about one size. The most work is first within each.
 
     Args:
         waiting: the nodes.
@@ -144,9 +145,10 @@ def calls(waiting: Iterable[N], partial: bool) -> list[list[N]]:
     groups = []
     for _, same in groupby(grouped, key=lambda node: node.together):
         members = list(same)
-        groups += [members[start : start + TOGETHER] for start in range(0, len(members), TOGETHER)]
-    full = [group for group in groups if partial or len(group) == TOGETHER]
-    return alone + sorted(full, key=lambda group: -sum(node.cost for node in group))
+        size = math.ceil(len(members) / math.ceil(len(members) / TOGETHER)) if partial else TOGETHER  # none is small
+        groups += [members[start : start + size] for start in range(0, len(members), size)]
+    taken = [group for group in groups if partial or len(group) == TOGETHER]
+    return alone + sorted(taken, key=lambda group: -sum(node.cost for node in group))
 
 
 def make_all(shared: Sequence[Any], given: Sequence[Call], threads: int) -> list[str | None]:

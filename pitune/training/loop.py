@@ -25,7 +25,6 @@ from pitune.training.engine import Engine, EngineSettings
 from pitune.training.recipe import Recipe
 
 LOOP_STATE, CHOSEN = "loop.json", "chosen.safetensors"
-VALIDATION_ROWS = 64  # of each expert, in a batch
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,8 @@ class PackTraining:
         start = 0
         while start < max(sizes):
             which = [index for index, size in enumerate(sizes) if size > start]
-            stop = min(start + VALIDATION_ROWS, *(sizes[index] for index in which))
+            each = max(1, self.backbone.rows_at_once // len(which))
+            stop = min(start + each, *(sizes[index] for index in which))
             groups = [self.members[index].validation.take(orders[index][start:stop]) for index in which]
             found = engine(self.objective.collate(self.backbone, self.firsts, groups), which, wants_answers=True)
             sums[which, 0] += found.losses.sum(1).cpu()

@@ -12,6 +12,7 @@ import torch
 from tinymerges import NEAR, SIMILARITIES, SOURCES, TARGET, experts_of, materials_with_experts, plain_scores
 from tinymodel import EVERY_KIND, flat, random_expert
 
+from pitune.backbones.base import ROWS_AT_ONCE
 from pitune.backbones.text import TextBackbone
 from pitune.errors import PituneError
 from pitune.experts import Bank, Expert, ExpertKind, Lora
@@ -96,12 +97,15 @@ def test_what_is_drawn_depends_on_the_names_and_the_density_alone(kind: ExpertKi
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_validated_together_they_score_as_one_by_one(rule: str, materials: Materials) -> None:
+def test_validated_together_they_score_as_one_by_one(
+    rule: str, materials: Materials, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Merged experts of unlike ranks in one bank, against each alone and row by row."""
     found = candidates(materials.kind, make_job(rule, RULES[rule]), experts_of(materials), materials.start)
     rows = materials.rows(((TARGET, 1.0),), "validation")
     bank = Bank(materials.kind, [one.expert for one in found])
-    scores = validate_all(Setting.of(materials), bank, len(found), rows, batch=12)
+    monkeypatch.setitem(ROWS_AT_ONCE, "cpu", 12)
+    scores = validate_all(Setting.of(materials), bank, len(found), rows)
     assert len(rows) == 8 and len({score.loss for score in scores}) == len(found)
     for one, score in zip(found, scores, strict=True):
         assert (score.loss, score.accuracy) == pytest.approx(plain_scores(materials, one.expert), abs=1e-5)
