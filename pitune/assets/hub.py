@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from pitune.assets.archives import descend, safe_name
 from pitune.assets.cache import files_under
+from pitune.assets.registry import parts_of
 from pitune.errors import PituneError, reason
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "*.md", "LICENSE*")
@@ -22,10 +23,7 @@ HUB = re.compile(r"hf:(?P<datasets>datasets/)?(?P<repository>[\w.-]+(/[\w.-]+)?)
 
 def from_hub(uri: str, work: Path) -> Path:
     """Bring what an ``hf:`` URI names below ``work``; the Hub's own cache is used, its files are linked, not copied."""
-    spec, *inner = uri.split("#")
-    match = HUB.fullmatch(spec)
-    if match is None:
-        raise PituneError(f"{uri}: is not of the form hf:OWNER/NAME@REVISION#path/inside")
+    match, inner = parts_of(uri, HUB, "hf:OWNER/NAME@REVISION")
     allowed = DATASET_FILES if match["datasets"] else MODEL_FILES
     wanted = safe_name(inner[0], uri) if inner else "."
     if PurePosixPath(wanted).suffix and not _is_allowed(wanted, allowed):

@@ -1,220 +1,117 @@
-"""Package registries: wheels and source distributions, from the index pip is configured with, never built or run."""
+"""What the registries share: how a URI is read, and how a file is downloaded and checked."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
-import logging
 import re
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from packaging.utils import canonicalize_name
-from packaging.version import InvalidVersion, Version
-
-from pitune.assets.archives import CHUNK, descend, inside, nothing_inside
-from pitune.assets.cache import cached, record_path, recorded
-from pitune.assets.pip import pip_settings
+from pitune.assets.archives import CHUNK
 from pitune.errors import PituneError, reason
 
 if TYPE_CHECKING:
     import httpx2
-    from unearth import Link, PackageFinder
-    from unearth.fetchers import Fetcher, PyPIClient
 
-PYPI = re.compile(r"pypi:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^#\s]+)")
-DEFAULT_INDEX = "https://pypi.org/simple"
 ATTEMPTS = 3
 """How often a download is begun again after the connection broke."""
 
 
-def from_registry(uri: str, work: Path) -> Path:
-    """Unpack what a ``pypi:`` URI names below ``work``: from the wheel, or else from the source distribution."""
+@dataclass(frozen=True)
+class Offer:
+    """A file that a registry offers.
+
+    Attributes:
+        name: what the file is called.
+        url: where it lies.
+        hashes: for each algorithm the hexadecimal digests of which the file must have one.
+        headers: what must be sent to get it.
+    """
+
+    name: str
+    url: str
+    hashes: Mapping[str, Sequence[str]]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def parts_of(uri: str, pattern: re.Pattern[str], form: str) -> tuple[re.Match[str], list[str]]:
+    """Return what ``pattern`` finds in a URI before its first ``#``, and the parts after it.
+
+    Raises:
+        PituneError: the URI is not of that ``form``.
+    """
     spec, *inner = uri.split("#")
-    match = PYPI.fullmatch(spec)
+    match = pattern.fullmatch(spec)
     if match is None:
-        raise PituneError(f"{uri}: is not of the form pypi:NAME==VERSION#path/inside")
-    name, version = match["name"], _version(match["version"], uri)
-    registry = Registry(uri)
-    first, *nested = inner or ["."]
-    names: list[str] = []
-    for kind in ("wheel", "sdist"):
-        archive = _distribution(registry, name, version, kind)
-        if archive is None:
-            continue
-        found = inside(archive, first, work / kind, uri, below_top=kind == "sdist")
-        if isinstance(found, Path):
-            return descend(found, nested, work / "nested", uri) if nested else found
-        names += found
-    raise nothing_inside(uri, first, f"{name} {version}", names)
+        raise PituneError(f"{uri}: is not of the form {form}#path/inside")
+    return match, inner
 
 
-def _distribution(registry: Registry, name: str, version: Version, kind: str) -> Path | None:
-    """Return the downloaded wheel or sdist of a package, or None where the version has none of that kind."""
-    wheel, sdist = (f"pypi:{canonicalize_name(name)}=={version}:{each}" for each in ("wheel", "sdist"))
-    key = wheel if kind == "wheel" else sdist
-    found = recorded(key, key)
-    if found is not None:
-        return found.path
-    if kind == "wheel" and not record_path(wheel).exists() and recorded(sdist, sdist) is not None:
-        return None  # wheels are always tried first: this version had none when its sdist was fetched
-    link = registry.find(name, version, kind)
-    return None if link is None else cached(key, key, functools.partial(registry.download, link)).path
+def download(client: httpx2.Client, offer: Offer, work: Path, uri: str) -> Path:
+    """Download a file into ``work`` and check it against the registry's own hashes.
 
+    Raises:
+        PituneError: the connection broke, the registry refused, or the checksum is wrong.
+    """
+    import httpx2  # here, as a fetch out of the cache needs none of it
 
-def _version(text: str, uri: str) -> Version:
-    try:
-        return Version(text)
-    except InvalidVersion as error:
-        raise PituneError(f"{uri}: {text!r} is not a version; write one like 1.2.3") from error
-
-
-class Registry:
-    """The package indexes and folders that pip is configured with; nothing is read before it is needed."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-
-    @functools.cached_property
-    def settings(self) -> dict[str, str]:
-        """What pip is configured with."""
-        return pip_settings()
-
-    @functools.cached_property
-    def session(self) -> PyPIClient:
-        """The client that talks to the indexes, set up as pip's own is."""
-        import httpx2  # here, as a fetch out of the cache needs none of it
-        from unearth.auth import MultiDomainBasicAuth
-        from unearth.fetchers import PyPIClient
-
-        logging.getLogger("unearth").addHandler(logging.NullHandler())
+    target = work / offer.name
+    for attempt in range(ATTEMPTS):
         try:
-            read_seconds = float(self.settings.get("default-timeout") or self.settings.get("timeout") or 15)
-        except ValueError as error:
-            raise PituneError(f"{self.uri}: pip's timeout is not a number of seconds ({error})") from error
-        session = PyPIClient(
-            trusted_hosts=self.settings.get("trusted-host", "").split(),
-            verify=_certificates(self.settings.get("cert")),
-            proxy=self.settings.get("proxy") or None,
-            timeout=httpx2.Timeout(read_seconds, connect=10.0),
-            follow_redirects=True,
-            event_hooks={"response": [_refuse_broken_index]},
-        )
-        session.auth = MultiDomainBasicAuth(prompting=False, index_urls=self._indexes())
-        return session
-
-    def find(self, name: str, version: Version, kind: str) -> Link | None:
-        """Return the link to one distribution, or None where the version is there but has none of that kind.
-
-        Raises:
-            PituneError: no index has the package or the version, or none could be reached.
-        """
-        offered: set[Version] = set()
-        failures: list[str] = []
-        for label, finder in self._finders():
-            try:
-                packages = list(finder.find_all_packages(name, allow_yanked=True))
-            except (self._errors(), OSError, ValueError) as error:
-                failures.append(f"{label}: {reason(error)}")
-                continue
-            offered |= {Version(package.version) for package in packages if package.version}
-            for package in packages:
-                is_wanted = package.version is not None and Version(package.version) == version
-                if is_wanted and package.link.is_wheel == (kind == "wheel"):
-                    return package.link
-        if version in offered:
-            return None
-        raise self._not_found(name, version, offered, failures)
-
-    def download(self, link: Link, work: Path) -> Path:
-        """Download a distribution into ``work`` and check it against the index's own hash.
-
-        Raises:
-            PituneError: the connection broke, the index refused, or the checksum is wrong.
-        """
-        target = work / link.filename
-        for attempt in range(ATTEMPTS):
-            try:
-                self._stream(link, target)
-                break
-            except (self._errors(), OSError) as error:
-                if attempt + 1 == ATTEMPTS or getattr(error, "errno", None) or hasattr(error, "response"):
-                    raise PituneError(f"{self.uri}: download of {link.filename} failed ({reason(error)})") from error
-                time.sleep(0.5 * 2**attempt)
-        self._check(link, target)
-        return target
-
-    def _stream(self, link: Link, target: Path) -> None:
-        with self.session.get_stream(link.normalized) as response, target.open("wb") as file:
-            response.raise_for_status()
-            total = int(response.headers.get("Content-Length") or 0)
-            with _progress(link.filename, total) as advance:
-                for chunk in response.iter_bytes(CHUNK):
-                    file.write(chunk)
-                    advance(len(chunk))
-
-    def _check(self, link: Link, file: Path) -> None:
-        for algorithm, allowed in (link.hash_option or {}).items():
-            with file.open("rb") as stream:
-                found = hashlib.file_digest(stream, algorithm).hexdigest()
-            if found not in allowed:
-                raise PituneError(
-                    f"{self.uri}: {link.filename} has the {algorithm} {found}, its index says {allowed[0]}; "
-                    "it was not kept"
-                )
-
-    def _finders(self) -> Iterator[tuple[str, PackageFinder]]:
-        """Give one finder per folder and index, so that one that fails does not hide the others."""
-        from unearth import Link, PackageFinder
-
-        session = cast("Fetcher", self.session)  # unearth's own protocol, which mypy finds its client too wide for
-        for place in self.settings.get("find-links", "").split():
-            if "://" in place or Path(place).exists():
-                label = Link(place).redacted if "://" in place else place
-                yield label, PackageFinder(session, find_links=[place], ignore_compatibility=True)
-        for index in self._indexes():
-            yield Link(index).redacted, PackageFinder(session, index_urls=[index], ignore_compatibility=True)
-
-    def _indexes(self) -> list[str]:
-        if self.settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
-            return []
-        main = self.settings.get("index-url") or DEFAULT_INDEX
-        return [main, *self.settings.get("extra-index-url", "").split()]
-
-    def _not_found(self, name: str, version: Version, offered: set[Version], failures: list[str]) -> PituneError:
-        also = f" (not reached: {'; '.join(failures)})" if failures else ""
-        if offered:
-            known = sorted(offered)
-            listed = ("… " if len(known) > 10 else "") + ", ".join(map(str, known[-10:]))
-            return PituneError(f"{self.uri}: no version {version} of {name}; there are {listed}{also}")
-        if failures:
-            return PituneError(f"{self.uri}: the package index cannot be reached ({'; '.join(failures)})")
-        return PituneError(f"{self.uri}: no package {name} on the indexes that pip is configured with")
-
-    @staticmethod
-    def _errors() -> type[Exception]:
-        import httpx2
-
-        return httpx2.HTTPError
+            _stream(client, offer, target)
+            break
+        except (httpx2.HTTPError, OSError) as error:
+            if attempt + 1 == ATTEMPTS or getattr(error, "errno", None) or hasattr(error, "response"):
+                raise PituneError(f"{uri}: download of {offer.name} failed ({reason(error)})") from error
+            time.sleep(0.5 * 2**attempt)
+    check(target, offer.hashes, uri)
+    return target
 
 
-def _certificates(bundle: str | None) -> ssl.SSLContext | bool:
+def _stream(client: httpx2.Client, offer: Offer, target: Path) -> None:
+    with client.stream("GET", offer.url, headers=offer.headers) as response, target.open("wb") as file:
+        response.raise_for_status()
+        total = int(response.headers.get("Content-Length") or 0)
+        with _progress(offer.name, total) as advance:
+            for chunk in response.iter_bytes(CHUNK):
+                file.write(chunk)
+                advance(len(chunk))
+
+
+def check(file: Path, hashes: Mapping[str, Sequence[str]], uri: str) -> None:
+    """Check a file against the hashes that its registry gives.
+
+    Raises:
+        PituneError: one of them is another.
+    """
+    for algorithm, allowed in hashes.items():
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, algorithm).hexdigest()
+        if found not in allowed:
+            raise PituneError(
+                f"{uri}: {file.name} has the {algorithm} {found}, its index says {allowed[0]}; it was not kept"
+            )
+
+
+def no_version(uri: str, name: str, version: object, known: Sequence[object], also: str = "") -> PituneError:
+    """Return the error for a version that is not there, with the last ones of those that are."""
+    listed = ("… " if len(known) > 10 else "") + ", ".join(map(str, known[-10:]))
+    return PituneError(f"{uri}: no version {version} of {name}; there are {listed}{also}")
+
+
+def certificates(bundle: str | None) -> ssl.SSLContext | bool:
+    """Return what a client checks its servers with: a file or folder of certificates, or else what the system has."""
     if not bundle:
         return True
     if Path(bundle).is_dir():
         return ssl.create_default_context(capath=bundle)
     return ssl.create_default_context(cafile=bundle)
-
-
-def _refuse_broken_index(response: httpx2.Response) -> None:
-    # unearth takes every refusal for an empty page; a server's failure must not read as "no such package".
-    if response.status_code == 403 or response.status_code >= 500:
-        response.raise_for_status()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from pitune.assets import archives, content_hash, fetch, pip, registry
+from pitune.assets import archives, content_hash, fetch, pip, pypi, registry
 from pitune.assets.pip import pip_settings
 from pitune.errors import PituneError
 
@@ -311,7 +311,7 @@ def test_an_interrupted_download_is_not_kept_and_can_be_repeated(
 def test_the_second_fetch_needs_no_index(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     index.add("toy", "toy-1.0.tar.gz", tarred({"toy-1.0/a": b"1", "toy-1.0/b": b"2"}))
     first = fetch("pypi:toy==1.0#a")
-    monkeypatch.setattr(registry, "pip_settings", lambda: pytest.fail("the index was asked"))
+    monkeypatch.setattr(pypi, "pip_settings", lambda: pytest.fail("the index was asked"))
     assert fetch("pypi:toy==1.0#a") == first
     assert fetch("pypi:toy==1.0#b").path.read_bytes() == b"2"
 
