@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import functools
 import lzma
+import posixpath
 import shutil
 import stat
 import tarfile
@@ -17,11 +18,13 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from pitune.assets.cache import files_under
+from pitune.assets.deb import AR, TooLargeError, copy_at_most, files_of
 from pitune.errors import PituneError, reason
 
-CHUNK = 1 << 20
 SMALL, MOST_GROWTH = 1 << 30, 200
 """What is unpacked may be this many bytes, or this many times the archive's own size: more is an archive bomb."""
+MOST_LINKS = 40
+"""Links that lead to links, as many as Linux follows."""
 DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -60,16 +63,17 @@ def inside(source: Path, wanted: str, into: Path, uri: str, *, below_top: bool =
         return path if path.exists() else [name for name, _ in files_under(source)]
     try:
         with members_of(source, uri) as members:
-            most = max(SMALL, MOST_GROWTH * source.stat().st_size)
-            return _unpack(_without_top(members) if below_top else members, wanted, into, most)
-    except _TooLarge as error:
-        raise PituneError(f"{uri}: refused, {source.name} unpacks to more than {most >> 20} MiB") from error
+            return _unpack(_without_top(members) if below_top else members, wanted, into, most_of(source))
+    except TooLargeError as error:
+        most = most_of(source) >> 20
+        raise PituneError(f"{uri}: refused, {source.name} unpacks to more than {most} MiB") from error
     except DAMAGED as error:
         raise PituneError(f"{uri}: {source.name} is a damaged archive ({reason(error)})") from error
 
 
-class _TooLarge(Exception):
-    """More came out of an archive than :data:`MOST_GROWTH` allows."""
+def most_of(archive: Path) -> int:
+    """Return how many bytes may come out of an archive."""
+    return max(SMALL, MOST_GROWTH * archive.stat().st_size)
 
 
 def _unpack(members: list[Member], wanted: str, into: Path, most: int) -> Path | list[str]:
@@ -85,31 +89,30 @@ def _unpack(members: list[Member], wanted: str, into: Path, most: int) -> Path |
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         with member.open() as stream, path.open("wb") as target:
-            while chunk := stream.read(CHUNK):
-                most -= len(chunk)
-                if most < 0:
-                    raise _TooLarge
-                target.write(chunk)
+            most -= copy_at_most(most, stream, target)
     return top
 
 
 @contextlib.contextmanager
 def members_of(archive: Path, uri: str) -> Iterator[list[Member]]:
-    """Open a zip or tar archive and give its members.
+    """Open a zip or tar archive or a Debian package and give its members.
 
     Raises:
-        PituneError: it is neither, or a member would escape the folder that it is unpacked into.
+        PituneError: it is none of these, or a member would escape the folder that it is unpacked into.
     """
     with archive.open("rb") as stream:
-        is_zip = stream.read(2) == b"PK"
-    if is_zip:
+        start = stream.read(len(AR))
+    if start == AR:
+        with files_of(archive, most_of(archive)) as data, tarfile.open(fileobj=data, mode="r:") as tar:
+            yield _package_members(tar, uri)
+    elif start.startswith(b"PK"):
         with zipfile.ZipFile(archive) as opened:
             yield [_zip_member(opened, info, uri) for info in opened.infolist()]
     elif tarfile.is_tarfile(archive):
         with tarfile.open(archive) as tar:
             yield [_tar_member(tar, info, uri) for info in tar.getmembers()]
     else:
-        raise PituneError(f"{uri}: {archive.name} is no zip or tar archive, nothing can be inside it")
+        raise PituneError(f"{uri}: {archive.name} is no archive (zip, tar, deb), nothing can be inside it")
 
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, uri: str) -> Member:
@@ -126,6 +129,29 @@ def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo, uri: str) -> Me
     except tarfile.FilterError as error:
         raise PituneError(f"{uri}: refused, its member {info.name!r} leads outside or is no plain file") from error
     return Member(name, info.isdir(), functools.partial(_open_tar_member, archive, info, uri))
+
+
+def _package_members(archive: tarfile.TarFile, uri: str) -> list[Member]:
+    """Give what a Debian package has itself: its links may lead anywhere on the system that it is made for."""
+    by_name = {safe_name(info.name, uri): info for info in archive.getmembers()}
+    members = []
+    for name, info in by_name.items():
+        if not (info.issym() or info.islnk()):
+            members.append(_tar_member(archive, info, uri))
+        elif (file := _linked(name, by_name)) is not None:
+            members.append(Member(name, False, functools.partial(_open_tar_member, archive, file, uri)))
+    return members
+
+
+def _linked(name: str, by_name: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """Return the file of a package that a link leads to, or None for a folder or what another package has."""
+    for _ in range(MOST_LINKS):
+        info = by_name.get(name)
+        if info is None or not (info.issym() or info.islnk()):
+            return info if info is not None and info.isfile() else None
+        folder = posixpath.dirname(name) if info.issym() else ""
+        name = posixpath.normpath(posixpath.join("/", folder, info.linkname)).lstrip("/")
+    return None
 
 
 def _open_tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo, uri: str) -> IO[bytes]:

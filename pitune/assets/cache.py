@@ -14,6 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+CHUNK = 1 << 20
+"""How many bytes are held in memory of a file that is written."""
 SETTLED_SECONDS = 2.0
 """A file younger than this may change again without its time stamp showing it."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pitune.assets.archives import CHUNK
+from pitune.assets.cache import CHUNK
 from pitune.errors import PituneError, reason
 
 if TYPE_CHECKING:

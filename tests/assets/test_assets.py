@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.server
-import io
 import multiprocessing
 import os
 import subprocess
@@ -17,53 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from handmade import link, refusal, sha, tarred, zipped
 
 from pitune.assets import archives, content_hash, fetch, pip, pypi, registry
 from pitune.assets.pip import pip_settings
-from pitune.errors import PituneError
 
 VADER = "pypi:vaderSentiment==3.3.1#additional_resources/hutto_ICWSM_2014.tar.gz"
 
 
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def fetched_path(uri: str) -> Path:
     return fetch(uri).path
-
-
-def refusal(uri: str, digest: str | None = None) -> str:
-    with pytest.raises(PituneError) as error:
-        fetch(uri, digest)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def zipped(members: dict[str, bytes]) -> bytes:
-    sink = io.BytesIO()
-    with zipfile.ZipFile(sink, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return sink.getvalue()
-
-
-def tarred(members: dict[str, bytes], *others: tarfile.TarInfo) -> bytes:
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w:gz") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-        for info in others:
-            archive.addfile(info)
-    return sink.getvalue()
-
-
-def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
 
 
 class Index:
@@ -82,12 +43,6 @@ class Index:
     @property
     def uri(self) -> str:
         return self.folder.as_uri()
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PITUNE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -178,7 +133,7 @@ def test_archives_in_archives(index: Index) -> None:
     assert fetch("pypi:toy==1.0#mid.zip#in/inner.tgz#x/y.txt").path.read_bytes() == b"deep"
     also = fetch("pypi:toy==1.0#mid.zip#in/inner.tgz#x/also.txt").path
     assert also.read_bytes() == b"deep" and not also.is_symlink()
-    assert "is no zip or tar archive" in refusal("pypi:toy==1.0#mid.zip#in/inner.tgz#x/y.txt#z")
+    assert "is no archive (zip, tar, deb)" in refusal("pypi:toy==1.0#mid.zip#in/inner.tgz#x/y.txt#z")
 
 
 def test_no_such_path_names_near_ones(index: Index) -> None:
