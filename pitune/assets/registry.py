@@ -1,4 +1,4 @@
-"""What the registries share: how a URI is read, and how a file is downloaded and checked."""
+"""What the registries share: how a URI is read, and how a file is downloaded, checked and kept."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pitune.assets.cache import CHUNK
+from pitune.assets.cache import CHUNK, cached
 from pitune.errors import PituneError, reason
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ def parts_of(uri: str, pattern: re.Pattern[str], form: str) -> tuple[re.Match[st
     return match, inner
 
 
+def package_of(match: re.Match[str], uri: str, make: Callable[[Path], Path]) -> Path:
+    """Return the package that a URI names, as its registry packs it: from the cache, or else made by ``make``."""
+    return cached(f"{match[0]}\0package", uri, make).path
+
+
 def download(client: httpx2.Client, offer: Offer, work: Path, uri: str) -> Path:
     """Download a file into ``work`` and check it against the registry's own hashes.
 
@@ -66,7 +71,7 @@ def download(client: httpx2.Client, offer: Offer, work: Path, uri: str) -> Path:
         try:
             _stream(client, offer, target)
             break
-        except (httpx2.HTTPError, OSError) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
             if attempt + 1 == ATTEMPTS or getattr(error, "errno", None) or hasattr(error, "response"):
                 raise PituneError(f"{uri}: download of {offer.name} failed ({reason(error)})") from error
             time.sleep(0.5 * 2**attempt)
@@ -99,7 +104,7 @@ def check(file: Path, hashes: Mapping[str, Sequence[str]], uri: str) -> None:
             )
 
 
-def no_version(uri: str, name: str, version: object, known: Sequence[object], also: str = "") -> PituneError:
+def no_version(uri: str, name: str, version: object, known: Sequence[Any], also: str = "") -> PituneError:
     """Return the error for a version that is not there, with the last ones of those that are."""
     listed = ("… " if len(known) > 10 else "") + ", ".join(map(str, known[-10:]))
     return PituneError(f"{uri}: no version {version} of {name}; there are {listed}{also}")
