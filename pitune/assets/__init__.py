@@ -8,12 +8,14 @@ URI                                                    what it names
 ``hf:datasets/OWNER/NAME[@REVISION][#path/inside]``    a data set repository: parquet, csv, tsv, jsonl, txt and tar
 ``pypi:NAME==VERSION[#path/inside]``                   a package, from whatever index pip is configured with
 ``npm:[@SCOPE/]NAME@VERSION[#path/inside]``            a package, from whatever registry npm is configured with
+``deb:NAME[==VERSION][#path/inside]``                  a package of Debian or Ubuntu, as apt is configured
 =====================================================  ===============================================================
 
 A path inside a package of pip's is looked for in its wheel, then in its source distribution (below that one's single
-top folder). npm's begin with ``package/``, as in the tarball. Further ``#`` parts go into nested archives, also for
-local ones (zip, tar and ``.deb``): ``pypi:A==1#b.tar.gz#c/d.txt``. A local path that exists is taken as it is, so
-``experts/movie@16#0`` is a folder's name.
+top folder). npm's begin with ``package/``, as in the tarball; Debian's are those on a system that has the package:
+``deb:wordnet-base#usr/share/wordnet``. Further ``#`` parts go into nested archives, also for local ones (zip, tar and
+``.deb``): ``pypi:A==1#b.tar.gz#c/d.txt``. A local path that exists is taken as it is, so ``experts/movie@16#0`` is a
+folder's name.
 
 Fetched content lies under ``$PITUNE_CACHE`` (default ``~/.cache/pitune``) as ``content/<sha256>/<name>``; a small
 record per URI leads there, so that a second fetch needs no network. Everything is made in a work folder and renamed,
@@ -30,6 +32,7 @@ from pathlib import Path
 
 from pitune.assets.archives import descend
 from pitune.assets.cache import Asset, cache_folder, cached, content_hash, known_hash
+from pitune.assets.debian import from_debian
 from pitune.assets.hub import from_hub
 from pitune.assets.npm import from_npm
 from pitune.assets.pypi import from_pypi
@@ -41,6 +44,7 @@ SCHEMES: dict[str, Callable[[str, Path], Path]] = {
     "hf": from_hub,
     "pypi": from_pypi,
     "npm": from_npm,
+    "deb": from_debian,
 }
 """What brings a URI's content into a work folder, by what stands before the URI's colon."""
 
@@ -89,7 +93,7 @@ def _from_disk(uri: str) -> Asset:
     if not inner or not first or not source.exists():
         raise PituneError(
             f"{uri}: no such file or folder; write a path that exists, hf:OWNER/NAME, "
-            "pypi:NAME==VERSION, or npm:NAME@VERSION"
+            "pypi:NAME==VERSION, npm:NAME@VERSION or deb:NAME"
         )
     key = "\0".join([str(source), known_hash(source), *inner])
     return cached(key, uri, lambda work: descend(source, inner, work, uri))

@@ -28,7 +28,7 @@ class TextSettings(BackboneSettings):
     """A text encoder."""
 
     kind: Literal["text"] = "text"
-    uri: str = Field(description="where the model's folder comes from: a path, hf:… or pypi:…")
+    uri: str = Field(description="where the model's folder comes from: a path, hf:…, pypi:…, npm:… or deb:…")
     pooling: Literal["mean", "first"] = "mean"
     max_tokens: int = Field(64, ge=4, le=8192, description="longer texts are cut")
 
