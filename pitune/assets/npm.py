@@ -38,8 +38,6 @@ def _tarball(name: str, version: str, uri: str, work: Path) -> Path:
     """Download the tarball of a package's version into ``work``."""
     settings = npm_settings()
     registry = settings.registry(name)
-    if registry is None:
-        raise PituneError(f"{uri}: no registry is configured for npm; write registry=URL into ~/.npmrc")
     with _client(settings, uri) as client:
         page = registry.rstrip("/") + "/" + quote(name, safe="@")
         versions = _versions(client, settings, page, name, uri)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+DEFAULT_REGISTRY = "https://registry.npmjs.org/"
 PREFIX = "npm_config_"
 UNSET = ("", "null", "undefined", "false")
 """How npm writes that an option has no value."""
@@ -37,8 +38,8 @@ class NpmSettings:
         value = self.options.get(option, "")
         return None if value in UNSET else value
 
-    def registry(self, name: str) -> str | None:
-        """Return the address of the registry that has the package ``name``, or None where none is known."""
+    def registry(self, name: str) -> str:
+        """Return the address of the registry that has the package ``name``."""
         scope = name.partition("/")[0] if name.startswith("@") else ""
         return (self.get(f"{scope}:registry") if scope else None) or self.get("registry") or _npm_default()
 
@@ -126,14 +127,14 @@ def _with_variables(text: str) -> str:
     return re.sub(r"\$\{([^}?]+)(\??)\}", value, text)
 
 
-def _npm_default() -> str | None:
-    """Return the registry that npm itself has in mind where nothing is set; None where there is no npm."""
+def _npm_default() -> str:
+    """Return the registry that npm itself has in mind where nothing is set; where there is no npm, the public one."""
     npm = shutil.which("npm")
     if npm is None:
-        return None
+        return DEFAULT_REGISTRY
     try:
         command = [npm, "config", "get", "registry"]
         found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found if found.startswith("http") else None
+        return DEFAULT_REGISTRY
+    return found if found.startswith("http") else DEFAULT_REGISTRY

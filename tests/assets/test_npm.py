@@ -68,7 +68,7 @@ def registry(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.chdir(tmp_path / "project")
     monkeypatch.setenv("NPM_CONFIG_USERCONFIG", str(tmp_path / "npmrc"))
     monkeypatch.setenv("NPM_CONFIG_GLOBALCONFIG", os.devnull)
-    monkeypatch.setattr(npmrc, "_npm_default", lambda: None)  # an npm that is there takes a second to start
+    monkeypatch.setattr(npmrc, "_npm_default", lambda: npmrc.DEFAULT_REGISTRY)  # an npm takes a second to start
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         made.address = f"http://127.0.0.1:{running.server_address[1]}"
@@ -177,15 +177,12 @@ def test_an_answer_that_is_none(registry: Registry, answer: bytes) -> None:
     assert "answer about toy names no versions" in refusal("npm:toy@1.0.0")
 
 
-def test_no_network_and_no_registry_are_one_line(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_is_one_line(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://user:secret@127.0.0.1:9/")
     text = refusal("npm:toy@1.0.0")
     assert "the npm registry cannot be reached" in text and "secret" not in text
     monkeypatch.setenv("NPM_CONFIG_FETCH_TIMEOUT", "soon")
     assert "npm's proxy or fetch-timeout cannot be used" in refusal("npm:toy@1.0.0")
-    monkeypatch.delenv("NPM_CONFIG_REGISTRY")
-    monkeypatch.setenv("NPM_CONFIG_USERCONFIG", os.devnull)
-    assert "no registry is configured for npm; write registry=URL" in refusal("npm:toy@1.0.0")
 
 
 # --- npm's settings ------------------------------------------------------------------------------------------------
@@ -252,7 +249,7 @@ def test_a_mirror_that_passes_on_the_addresses_of_another_host(
 
 def test_npm_says_its_own_registry_where_nothing_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert npmrc._npm_default() is None
+    assert npmrc._npm_default() == npmrc.DEFAULT_REGISTRY
     (tmp_path / "npm").write_text("#!/bin/sh\necho https://npm.example/\n")
     (tmp_path / "npm").chmod(0o755)
     assert npmrc._npm_default() == "https://npm.example/"
