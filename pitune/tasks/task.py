@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 
 from pitune.errors import PituneError
+from pitune.tasks.pictures import Picture
 
 SPLITS = ("train", "validation", "test")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -21,11 +22,19 @@ VALIDATION_SHOTS = 4
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled text. ``key`` names it within its task for good; ``label`` indexes the task's labels."""
+    """One labelled text, picture, or both.
+
+    Attributes:
+        key: names it within its task for good.
+        text: ``""`` where there is none.
+        label: indexes the task's labels.
+        picture: None where there is none.
+    """
 
     key: str
     text: str
     label: int
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Task:
 
     Attributes:
         name: lower-case letters, digits, ``_`` and ``-``.
-        modality: what goes into the backbone; ``text``.
+        modality: what each of its examples has, and goes into the backbone: ``text``, ``image`` or ``image+text``.
         metric: the name of a function in :mod:`pitune.tasks.metrics`.
         labels: the candidate labels, in the order of their indices.
         label_texts: the text of each candidate, which the frozen backbone embeds.
