@@ -42,7 +42,8 @@ from pathlib import Path
 
 from pitune.assets import fetch
 from pitune.errors import PituneError
-from pitune.tasks.tables import Row, TableSource, build_task, split_rows, table_task
+from pitune.tasks.readers import Row
+from pitune.tasks.tables import TableSource, build_task, split_rows, table_task
 from pitune.tasks.task import Task
 
 VADER = "pypi:vaderSentiment==3.3.1#additional_resources/hutto_ICWSM_2014.tar.gz#hutto_ICWSM_2014"

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pitune.errors import PituneError, reason
 
@@ -29,6 +29,8 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """How the names of picture files end, in lower case."""
 MOST_PIXELS = 1024**3 // 4 // 3
 """Pillow's own limit, from which it warns: a larger picture is a mistake, or made to fill the memory."""
+SPREADS = {"L;2": 85, "L;4": 17}
+"""What takes a PNG's grey of 2 or 4 bits to 8, by Pillow's names."""
 ORIENTATION = 0x0112
 """The EXIF tag that says how the camera was held."""
 UPRIGHT = {
@@ -120,11 +122,21 @@ def decoded(content: bytes) -> Image.Image:
             raise ValueError(f"has {image.width} x {image.height} pixels, more than {MOST_PIXELS}")
         if not image.width * image.height:
             raise ValueError("has no pixels")
+        _scale_clear_colour(image)
         image.load()
         turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
         plain = _rgb(image)
     plain.info.clear()  # its orientation is done with: nobody may turn it again
     return plain if turn is None else plain.transpose(turn)
+
+
+def _scale_clear_colour(image: ImageFile.ImageFile) -> None:
+    """Bring a PNG's one transparent colour to 8 bits, as its pixels will be; Pillow leaves it as it is in the file."""
+    clear, depth = image.info.get("transparency"), image.tile[0].args if image.format == "PNG" else None
+    if isinstance(clear, int) and depth in SPREADS:
+        image.info["transparency"] = clear * SPREADS[depth]
+    if isinstance(clear, tuple) and depth == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -190,7 +202,7 @@ def _ends_of_groups(file: str, stamp: int) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=2)  # pictures are asked for in the order of rows at least once; a group may be large
-def _group(file: str, stamp: int, column: str, group: int) -> pa.ChunkedArray:
+def _group(file: str, stamp: int, column: str, group: int) -> pa.ChunkedArray[Any]:
     """Return a column of a parquet file's row group, the least that can be read."""
     from pyarrow import parquet
 

@@ -1,31 +1,27 @@
-"""Tasks out of tables: csv, tsv, jsonl and parquet files, and webdataset shards.
+"""Tasks out of tables, webdataset shards and folders of pictures (:mod:`pitune.tasks.readers` says how those are read).
 
 **Splits** that a source does not have are cut from its train table by a hash of each example's key: the first 8 bytes
 of sha256(key), as a fraction of 2^64. No seed is in it, and an example stays in its split whatever others come or go.
 
 **Duplicates.** The test split is kept as it is. A text that occurs in test is in neither of the others, one of
 validation is not in train, and train and validation have each text once: otherwise a score would measure memory, and a
-few-shot slice could validate on what it trained on. Texts are the same if equal but for white space at the ends.
+few-shot slice could validate on what it trained on. Texts are the same if equal but for white space at the ends. With
+pictures all of this holds for the pair of text and picture; pictures are the same if their files' bytes are.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from tarfile import TarError
-from typing import Any
+from collections.abc import Mapping
 
-import pyarrow as pa
 from pydantic import ConfigDict, Field, field_validator
 
 from pitune.assets import fetch, located
-from pitune.errors import PituneError, reason
+from pitune.errors import PituneError
 from pitune.settings import Settings
 from pitune.store import fingerprint_of
 from pitune.tasks.metrics import METRICS
+from pitune.tasks.readers import Columns, Row, read_rows
 from pitune.tasks.task import NAME, SPLITS, Example, Task
 
 SHARES: dict[tuple[str, ...], tuple[float, float, float]] = {
@@ -36,15 +32,22 @@ SHARES: dict[tuple[str, ...], tuple[float, float, float]] = {
 }
 """Which fractions of the train table become train, validation and test, by the splits that have no table."""
 
+MODALITIES = {"text": (False, True), "image": (True, False), "image+text": (True, True)}
+"""What a task's examples may have: a picture, a text."""
+
 
 class TableSource(Settings):
     """A task of one's own, as a study's configuration gives it.
 
     Attributes:
-        train: URI of the training table (see :mod:`pitune.assets`): one file, or a folder of files of one kind.
+        train: URI of the training table (see :mod:`pitune.assets`): one file, a folder of files of one kind, or a
+            folder of pictures, which has a sub-folder for each label value and no columns.
         validation: URI of the validation table; without it, a fixed part of ``train`` (see :data:`SHARES`).
         test: the same for the test table.
-        text: the column with the text; of webdataset shards: a member's extension (``txt``) or a field of ``.json``.
+        text: the column with the text; of webdataset shards: a member's extension (``txt``) or a field of ``.json``;
+            None: ``text``, or none where there is an ``image``.
+        image: the column with the picture: a path inside the table's folder; in parquet also bytes, or a struct
+            ``{bytes, path}``; of shards: the members' extensions (``jpg``, ``jpg;png``); None: no pictures.
         label: the column with the label value; of shards: ``cls``, or a field of ``.json``.
         key: the column that names an example for good; without it: split and row, ``train-000123``.
         labels: for each label value, in the order of the label indices, the text that describes it to the backbone.
@@ -56,7 +59,8 @@ class TableSource(Settings):
     train: str
     validation: str | None = None
     test: str | None = None
-    text: str = "text"
+    text: str | None = None
+    image: str | None = None
     label: str = "label"
     key: str | None = None
     labels: dict[str, str] = Field(min_length=2)
@@ -84,35 +88,23 @@ class TableSource(Settings):
         return labels
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a table: a key, a text, a label value, and where it stands (``file: row 3``), for errors."""
-
-    key: str
-    text: str
-    label: str
-    place: str
-
-
 def table_task(name: str, source: TableSource) -> Task:
     """Build the task that ``source`` describes.
 
     Raises:
-        PituneError: a table cannot be had or read, lacks a column, has an unknown label value, an empty text or a key
-            twice, or a split lacks a class.
+        PituneError: a table cannot be had or read, lacks a column or a picture's file, has an unknown label value, an
+            empty text or picture or a key twice, some tables have pictures or texts and others none, or a split lacks a
+            class.
     """
+    columns = Columns(source.label, source.text, source.image, source.key)
     uris = {"train": source.train, "validation": source.validation, "test": source.test}
-    tables = {
-        split: read_rows(fetch(uri).path, split, source.text, source.label, source.key)
-        for split, uri in uris.items()
-        if uri is not None
-    }
+    tables = {split: read_rows(fetch(uri).path, split, columns) for split, uri in uris.items() if uri is not None}
     missing = tuple(split for split in SPLITS if split not in tables)
     return build_task(name, source.metric, source.labels, {**tables, **split_rows(tables["train"], missing)})
 
 
 def build_task(name: str, metric: str, labels: Mapping[str, str], rows: Mapping[str, list[Row]]) -> Task:
-    """Build a text classification task: drop duplicates (see above), check everything, take the fingerprint.
+    """Build a classification task: drop duplicates (see above), check everything, take the fingerprint.
 
     Args:
         name: the task's name.
@@ -130,24 +122,34 @@ def build_task(name: str, metric: str, labels: Mapping[str, str], rows: Mapping[
     _check_keys(name, checked)
     splits = without_duplicates(checked)
     _check_classes(name, tuple(labels), splits)
-    facts = {"name": name, "modality": "text", "metric": metric, "labels": list(labels.items())}
-    content = {split: [[e.key, e.text, e.label] for e in examples] for split, examples in splits.items()}
+    modality = _modality(name, splits)
+    facts = {"name": name, "modality": modality, "metric": metric, "labels": list(labels.items())}
+    content = {split: [_facts(example) for example in examples] for split, examples in splits.items()}
     fingerprint = fingerprint_of({"task": facts, "splits": content})
-    return Task(name, "text", metric, tuple(labels), tuple(labels.values()), splits, fingerprint)
+    return Task(name, modality, metric, tuple(labels), tuple(labels.values()), splits, fingerprint)
 
 
 def without_duplicates(splits: Mapping[str, list[Example]]) -> dict[str, tuple[Example, ...]]:
-    """Return the splits, each text only in its first place of test, validation, train; test itself is kept whole."""
-    seen = {example.text for example in splits["test"]}
+    """Return the splits, each content only in its first place of test, validation, train; test itself is kept whole."""
+    seen = {_content(example) for example in splits["test"]}
     kept = {"test": tuple(splits["test"])}
     for split in ("validation", "train"):
         chosen = []
         for example in splits[split]:
-            if example.text not in seen:
-                seen.add(example.text)
+            if _content(example) not in seen:
+                seen.add(_content(example))
                 chosen.append(example)
         kept[split] = tuple(chosen)
     return {split: kept[split] for split in SPLITS}
+
+
+def _content(example: Example) -> tuple[str, str | None]:
+    return example.text, None if example.picture is None else example.picture.digest
+
+
+def _facts(example: Example) -> list[str | int]:
+    """Return what a fingerprint has of an example; of one without a picture what it had before there were any."""
+    return [example.key, example.text, example.label, *([example.picture.digest] if example.picture else [])]
 
 
 def split_rows(rows: list[Row], missing: tuple[str, ...]) -> dict[str, list[Row]]:
@@ -170,12 +172,12 @@ def split_of(key: str, shares: tuple[float, float, float]) -> str:
 
 
 def _example(task: str, row: Row, index: Mapping[str, int]) -> Example:
-    text = row.text.strip()
-    if not text:
+    text = (row.text or "").strip()
+    if not text and (row.text is not None or row.picture is None):
         raise PituneError(f"{row.place}: the text is empty; remove the row or fill it in")
     if row.label not in index:
         raise PituneError(f"{row.place}: label {row.label!r} is none of task {task}'s labels, {', '.join(index)}")
-    return Example(row.key, text, index[row.label])
+    return Example(row.key, text, index[row.label], row.picture)
 
 
 def _check_keys(task: str, splits: Mapping[str, list[Example]]) -> None:
@@ -196,131 +198,10 @@ def _check_classes(task: str, labels: tuple[str, ...], splits: Mapping[str, tupl
                 )
 
 
-# --- reading -------------------------------------------------------------------------------------------------------
-
-
-def read_rows(path: Path, split: str, text: str, label: str, key: str | None = None) -> list[Row]:
-    """Read a table's rows.
-
-    Args:
-        path: a ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet`` or ``.tar`` file, or a folder of files of one such kind.
-        split: what keys begin with where there is no key column.
-        text: the column of the text.
-        label: the column of the label value.
-        key: the column of the key; webdataset shards have keys of their own.
-
-    Raises:
-        PituneError: the file cannot be read or lacks a column or a value.
-    """
-    rows: list[Row] = []
-    for file in _table_files(path):
-        read = READERS[file.suffix]
-        for number, record in enumerate(read(file, [text, label, *([key] if key else [])]), start=1):
-            place = f"{file}: row {number}"
-            own = record.get("__key__") if key is None else _value(record, key, place)
-            rows.append(
-                Row(own or f"{split}-{len(rows):06d}", _value(record, text, place), _value(record, label, place), place)
-            )
-    if not rows:
-        raise PituneError(f"{path}: has no rows")
-    return rows
-
-
-def _table_files(path: Path) -> list[Path]:
-    files = sorted(file for file in path.iterdir() if file.suffix in READERS) if path.is_dir() else [path]
-    kinds = {file.suffix for file in files}
-    if len(kinds) != 1 or not kinds <= set(READERS):
-        found = ", ".join(sorted(kinds)) or "nothing of that"
-        raise PituneError(f"{path}: a table is a file, or files of one kind, among {', '.join(READERS)}; found {found}")
-    return files
-
-
-def _value(record: Mapping[str, str | None], name: str, place: str) -> str:
-    value = record.get(name)
-    if value is None:
-        raise PituneError(f"{place}: has no {name!r}")
-    return value
-
-
-def _arrow_records(
-    read: Callable[[Path, list[str]], pa.Table],
-) -> Callable[[Path, list[str]], Iterator[dict[str, Any]]]:
-    """Turn a function that reads an Arrow table into one that gives its records as text."""
-
-    def records(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-        """Yield each record's columns as text."""
-        try:
-            table = read(file, columns)
-            for column in columns:
-                if column not in table.column_names:
-                    raise PituneError(f"{file}: has no column {column!r}; it has {', '.join(table.column_names)}")
-            texts = [table[column].cast(pa.string()).to_pylist() for column in columns]
-        except (pa.ArrowException, OSError) as error:
-            raise PituneError(f"{file}: cannot be read as {file.suffix[1:]} ({reason(error)})") from error
-        for values in zip(*texts, strict=True):
-            yield dict(zip(columns, values, strict=True))
-
-    return records
-
-
-def _read_csv(file: Path, columns: list[str]) -> pa.Table:
-    from pyarrow import csv
-
-    # Every column as text: a label "01" must not become 1.
-    return csv.read_csv(
-        file,
-        parse_options=csv.ParseOptions(delimiter="\t" if file.suffix == ".tsv" else ",", newlines_in_values=True),
-        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
-    )
-
-
-def _read_json(file: Path, columns: list[str]) -> pa.Table:
-    from pyarrow import json as arrow_json
-
-    return arrow_json.read_json(file, parse_options=arrow_json.ParseOptions(newlines_in_values=False))
-
-
-def _read_parquet(file: Path, columns: list[str]) -> pa.Table:
-    from pyarrow import parquet
-
-    schema = parquet.read_schema(file)
-    if not set(columns) <= set(schema.names):
-        return schema.empty_table()  # for the error, which names the columns there are
-    return parquet.read_table(file, columns=columns)
-
-
-def _shard_records(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Give a webdataset shard's samples: the members' texts by extension, and the fields of a ``.json`` member.
-
-    Only text and JSON are decoded: webdataset's own decoders, which would also read pickles, are not used.
-    """
-    from webdataset.tariterators import group_by_keys, tar_file_expander  # brings torch: 1.6 s
-
-    try:
-        with file.open("rb") as stream:
-            for sample in group_by_keys(tar_file_expander([{"url": str(file), "stream": stream}])):
-                yield _sample_fields(sample, columns)
-    except (OSError, ValueError, EOFError, TarError) as error:
-        raise PituneError(f"{file}: cannot be read as a webdataset shard ({reason(error)})") from error
-
-
-def _sample_fields(sample: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]:
-    fields: dict[str, Any] = {"__key__": str(sample["__key__"])}
-    if "json" in sample:
-        fields |= {name: _as_text(value) for name, value in json.loads(sample["json"]).items()}
-    fields |= {name: sample[name].decode().strip() for name in columns if isinstance(sample.get(name), bytes)}
-    return fields
-
-
-def _as_text(value: object) -> str | None:
-    return value if isinstance(value, str) or value is None else json.dumps(value)
-
-
-READERS: dict[str, Callable[[Path, list[str]], Iterator[dict[str, Any]]]] = {
-    ".csv": _arrow_records(_read_csv),
-    ".tsv": _arrow_records(_read_csv),
-    ".jsonl": _arrow_records(_read_json),
-    ".parquet": _arrow_records(_read_parquet),
-    ".tar": _shard_records,
-}
-"""What reads a file, by its ending: each takes the file and the columns, and gives its records as text."""
+def _modality(task: str, splits: Mapping[str, tuple[Example, ...]]) -> str:
+    """Return what the examples have, each the same: ``text``, ``image`` or ``image+text``."""
+    has = {(example.picture is not None, example.text != "") for examples in splits.values() for example in examples}
+    found = [name for name, parts in MODALITIES.items() if parts in has]
+    if len(found) != 1:
+        raise PituneError(f"task {task}: some of its examples are {', some '.join(found)}; all must be alike")
+    return found[0]

@@ -1,0 +1,330 @@
+"""Rows out of what data come in: csv, tsv, jsonl and parquet files, webdataset shards, and folders of pictures.
+
+**Pictures** are not decoded here, but their bytes are hashed. In a csv, tsv or jsonl file a picture is the path of a
+file, relative to the table's folder and inside it; in parquet that, or the bytes, or Hugging Face's struct
+``{bytes, path}``; in a shard a member. They stay where they are: nothing is unpacked or copied.
+
+**A folder of pictures** has a sub-folder for each label value and no table; the picture files lie at any depth below
+those, and other files and hidden ones are left out. Its keys are the paths relative to the folder, ``cats/1.png``;
+those of ``validation`` and ``test`` begin with the split, ``test/cats/1.png``: file names often start anew in each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pitune.errors import PituneError, reason
+from pitune.tasks.pictures import ENDINGS, Picture
+
+PICTURE_ROWS = 64
+"""How many rows of a parquet table of pictures are held at a time."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are read.
+
+    Attributes:
+        label: of the label value.
+        text: of the text; None: ``text``, or no column where there is one of pictures.
+        image: of the picture; None: there are no pictures. Of shards: the members' extensions, ``jpg;png``.
+        key: of the key; None: webdataset shards have keys of their own, others get ``train-000123``.
+    """
+
+    label: str
+    text: str | None = None
+    image: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+        key: names it.
+        text: None where the table has no text column.
+        label: a label value.
+        place: where it stands, for errors: ``file: row 3``.
+        picture: None where the table has no pictures.
+    """
+
+    key: str
+    text: str | None
+    label: str
+    place: str
+    picture: Picture | None = None
+
+
+def read_rows(path: Path, split: str, columns: Columns) -> list[Row]:
+    """Read a table's rows.
+
+    Args:
+        path: a ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet`` or ``.tar`` file, a folder of files of one such kind, or
+            a folder of pictures.
+        split: what keys begin with where there is no key column.
+        columns: the columns to read; a folder of pictures has none.
+
+    Raises:
+        PituneError: the file cannot be read or lacks a column, a value or a picture.
+    """
+    files = _table_files(path)
+    pictures = [] if files else _pictures_below(path)
+    if pictures:
+        return _tree_rows(path, pictures, split, columns)
+    _check_kinds(path, files)
+    text = "text" if columns.text is None and columns.image is None else columns.text
+    names = [name for name in (text, columns.label, columns.key) if name is not None]
+    rows: list[Row] = []
+    for file in files:
+        for number, record in enumerate(READERS[file.suffix](file, names, columns.image), start=1):
+            place = f"{file}: row {number}"
+            own = record.get("__key__") if columns.key is None else _value(record, columns.key, place)
+            key = own or f"{split}-{len(rows):06d}"
+            body = None if text is None else _value(record, text, place)
+            picture = None if columns.image is None else _picture(record, columns.image, file, number, place)
+            rows.append(Row(key, body, _value(record, columns.label, place), place, picture))
+    if not rows:
+        raise PituneError(f"{path}: has no rows")
+    return rows
+
+
+def _table_files(path: Path) -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.suffix in READERS) if path.is_dir() else [path]
+
+
+def _check_kinds(path: Path, files: list[Path]) -> None:
+    kinds = {file.suffix for file in files}
+    if len(kinds) != 1 or not kinds <= set(READERS):
+        found = ", ".join(sorted(kinds)) or "nothing of that"
+        raise PituneError(
+            f"{path}: a table is a file, or files of one kind, among {', '.join(READERS)}, or a folder with pictures "
+            f"in a sub-folder for each label; found {found}"
+        )
+
+
+def _value(record: Mapping[str, Any], name: str, place: str) -> str:
+    value = record.get(name)
+    if value is None:
+        raise PituneError(f"{place}: has no {name!r}")
+    return str(value)
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------
+
+
+def _picture(record: Mapping[str, Any], name: str, file: Path, number: int, place: str) -> Picture:
+    """Return the picture that a record has in its image column, as bytes, as a path, or found already."""
+    value = record.get(name)
+    if isinstance(value, dict):  # Hugging Face's; the path beside bytes is only the name that they once had
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if value is None:
+        raise PituneError(f"{place}: has no {name!r}")
+    if not value:
+        raise PituneError(f"{place}: its {name!r} is empty; remove the row or fill it in")
+    if isinstance(value, Picture):
+        return value
+    if isinstance(value, bytes):
+        return Picture(str(file.absolute()), hashlib.sha256(value).hexdigest(), cell=(name, number - 1))
+    if not isinstance(value, str):
+        raise PituneError(f"{place}: its {name!r} is {value!r:.60}, neither the path of a picture nor its bytes")
+    inside = posixpath.normpath(value)
+    if inside.startswith("/") or inside.split("/")[0] == ".." or "\0" in inside:
+        raise PituneError(f"{place}: picture {value!r} leads outside the table's folder; give a path inside it")
+    return _whole_file(file.absolute().parent / inside, f"{place}: picture {value!r}")
+
+
+def _whole_file(file: Path, place: str) -> Picture:
+    try:
+        if not file.is_file():  # opening anything else could wait for ever
+            raise PituneError(f"{place}: there is no file {file}")
+        if not file.stat().st_size:
+            raise PituneError(f"{place}: the file is empty")
+        with file.open("rb") as stream:
+            return Picture(str(file), hashlib.file_digest(stream, "sha256").hexdigest())
+    except OSError as error:
+        raise PituneError(f"{place}: cannot be read ({reason(error)})") from error
+
+
+def _pictures_below(folder: Path) -> list[str]:
+    """Return the picture files in and below a folder, hidden ones left out, as sorted relative POSIX paths."""
+    found = []
+    for top, folders, names in os.walk(folder, onerror=_cannot_be_listed, followlinks=True):
+        place = Path(top)
+        # A link to a folder that it lies in would be followed for ever.
+        around = place.resolve()
+        folders[:] = [one for one in folders if one[0] != "." and not around.is_relative_to((place / one).resolve())]
+        wanted = [name for name in names if name.lower().endswith(ENDINGS) and name[0] != "."]
+        found += [(place / name).relative_to(folder).as_posix() for name in wanted]
+    return sorted(found)
+
+
+def _cannot_be_listed(error: OSError) -> None:
+    raise PituneError(f"{error.filename}: cannot be listed ({reason(error)})") from error
+
+
+def _tree_rows(folder: Path, pictures: list[str], split: str, columns: Columns) -> list[Row]:
+    """Return the rows of a folder of pictures: the first folder on the way to a picture is its label value."""
+    for field in ("text", "image", "key"):
+        if getattr(columns, field) is not None:
+            raise PituneError(f"{folder}: is a folder of pictures, which has no columns; leave {field} out")
+    rows = []
+    for name in pictures:
+        label, _, rest = name.partition("/")
+        if not rest:
+            raise PituneError(f"{folder / name}: lies in no label's folder; move it into one, or out of {folder}")
+        if not name.isprintable():
+            raise PituneError(f"{folder}: {name!r} is no name in UTF-8, or has control characters; rename it")
+        key = name if split == "train" else f"{split}/{name}"
+        place = str(folder / name)
+        rows.append(Row(key, None, label, place, _whole_file(folder.absolute() / name, place)))
+    return rows
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+Reader = Callable[[Path, list[str], str | None], Iterator[dict[str, Any]]]
+"""Takes a file, its columns of text and that of its pictures; see :data:`READERS`."""
+
+
+def _arrow_records(read: Callable[[Path, list[str], bool], Iterator[pa.Table]]) -> Reader:
+    """Turn a function that reads Arrow tables, of pictures or not, into one that gives their records as text."""
+
+    def records(file: Path, names: list[str], image: str | None) -> Iterator[dict[str, Any]]:
+        """Yield each record's columns as text, and that of the picture as it is."""
+        wanted = names if image is None else [*names, image]
+        try:
+            for table in read(file, wanted, image is not None):
+                for column in wanted:
+                    if column not in table.column_names:
+                        raise PituneError(f"{file}: has no column {column!r}; it has {', '.join(table.column_names)}")
+                columns = [table[name].cast(pa.string()).to_pylist() for name in names]
+                pictures = [] if image is None else [table[image].to_pylist()]
+                for values in zip(*columns, *pictures, strict=True):
+                    yield dict(zip(wanted, values, strict=True))
+        except (pa.ArrowException, OSError) as error:
+            raise PituneError(f"{file}: cannot be read as {file.suffix[1:]} ({reason(error)})") from error
+
+    return records
+
+
+def _read_csv(file: Path, columns: list[str], pictures: bool) -> Iterator[pa.Table]:
+    from pyarrow import csv
+
+    # Every column as text: a label "01" must not become 1.
+    yield csv.read_csv(
+        file,
+        parse_options=csv.ParseOptions(delimiter="\t" if file.suffix == ".tsv" else ",", newlines_in_values=True),
+        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
+    )
+
+
+def _read_json(file: Path, columns: list[str], pictures: bool) -> Iterator[pa.Table]:
+    from pyarrow import json as arrow_json
+
+    yield arrow_json.read_json(file, parse_options=arrow_json.ParseOptions(newlines_in_values=False))
+
+
+def _read_parquet(file: Path, columns: list[str], pictures: bool) -> Iterator[pa.Table]:
+    from pyarrow import parquet
+
+    schema = parquet.read_schema(file)
+    if not set(columns) <= set(schema.names):
+        yield schema.empty_table()  # for the error, which names the columns there are
+    elif not pictures:
+        yield parquet.read_table(file, columns=columns)
+    else:
+        with parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(PICTURE_ROWS, columns=columns):
+                yield pa.Table.from_batches([batch])
+
+
+# --- shards --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A shard's member: its bytes, and where they begin in the shard."""
+
+    content: bytes
+    start: int
+
+
+def _shard_records(file: Path, names: list[str], image: str | None) -> Iterator[dict[str, Any]]:
+    """Give a webdataset shard's samples: the members' texts by extension, and the fields of a ``.json`` member.
+
+    Only text and JSON are decoded: webdataset's own decoders, which would also read pickles, are not used.
+    """
+    from webdataset.tariterators import group_by_keys  # brings torch: 1.6 s
+
+    try:
+        with file.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:*") as shard:
+            if image is not None and shard.fileobj is not stream:
+                raise PituneError(f"{file}: is compressed; its pictures are read from where they lie, so unpack it")
+            for sample in group_by_keys(_members(shard, str(file))):
+                found = {} if image is None else {image: _shard_picture(sample, image, file)}
+                yield _sample_fields(sample, names) | found
+    except (OSError, ValueError, EOFError, tarfile.TarError) as error:
+        raise PituneError(f"{file}: cannot be read as a webdataset shard ({reason(error)})") from error
+
+
+def _members(shard: tarfile.TarFile, name: str) -> Iterator[dict[str, Any]]:
+    """Give the members as webdataset's own iterator does, which does not tell where they begin."""
+    while (member := shard.next()) is not None:
+        shard.members = []  # type: ignore[attr-defined]  # it would keep all of a large shard's
+        if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):  # those are webdataset's own
+            stream = shard.extractfile(member)
+            content = stream.read() if stream else b""
+            yield {"fname": member.name, "data": _Member(content, member.offset_data), "__url__": name}
+
+
+def _shard_picture(sample: Mapping[str, Any], extensions: str, file: Path) -> Picture | bytes | None:
+    """Return the picture of a sample: its first member of the ``;``-separated extensions; ``b""`` for an empty one."""
+    for extension in extensions.split(";"):
+        member = sample.get(extension.strip())
+        if isinstance(member, _Member):
+            digest = hashlib.sha256(member.content).hexdigest()
+            size = len(member.content)
+            return Picture(str(file.absolute()), digest, member.start, size) if size else b""
+    return None
+
+
+def _sample_fields(sample: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {"__key__": str(sample["__key__"])}
+    if "json" in sample:
+        found = json.loads(sample["json"].content)
+        if not isinstance(found, dict):
+            raise ValueError(f"{sample['__key__']}.json has no fields")
+        fields |= {name: _as_text(value) for name, value in found.items()}
+    members = {name: sample.get(name) for name in names}
+    fields |= {name: member.content.decode().strip() for name, member in members.items() if isinstance(member, _Member)}
+    return fields
+
+
+def _as_text(value: object) -> str | None:
+    return value if isinstance(value, str) or value is None else json.dumps(value)
+
+
+READERS: dict[str, Reader] = {
+    ".csv": _arrow_records(_read_csv),
+    ".tsv": _arrow_records(_read_csv),
+    ".jsonl": _arrow_records(_read_json),
+    ".parquet": _arrow_records(_read_parquet),
+    ".tar": _shard_records,
+}
+"""What reads a file, by its ending.
+
+Each takes the file, the columns of text and that of the picture, and gives its records: text as text, a picture as a
+path, as bytes, as Hugging Face's struct or as a :class:`Picture`.
+"""
