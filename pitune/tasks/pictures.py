@@ -176,7 +176,7 @@ def _member(file: str, start: int) -> str:
     try:
         with tarfile.open(file, "r:") as shard:
             return next(f"member {member.name}" for member in shard if member.offset_data == start)
-    except (OSError, tarfile.TarError, StopIteration):
+    except (OSError, ValueError, EOFError, tarfile.TarError, StopIteration):
         return f"byte {start}"
 
 
