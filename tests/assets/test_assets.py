@@ -365,6 +365,25 @@ def test_a_file_of_a_data_set_repository(tmp_path: Path, cache: Path, monkeypatc
     assert asked[0][1]["repo_type"] == "dataset" and asked[0][1]["revision"] is None
 
 
+def test_pictures_of_a_data_set_repository(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    from pitune.tasks.pictures import ENDINGS
+
+    (tmp_path / "hub" / "cats").mkdir(parents=True)
+    pictures = {f"{name}{ending}" for ending in ENDINGS for name, ending in (("a", ending), ("B", ending.upper()))}
+    for name in (*pictures, "code.py", "weights.bin", "c.svg"):
+        (tmp_path / "hub" / "cats" / name).write_text(name)
+    asked: list[Any] = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot(tmp_path / "hub", asked))
+    data = fetch("hf:datasets/me/data")
+    assert {path.name for path in (data.path / "cats").iterdir()} == pictures
+    assert all(any(Path(name).match(pattern) for pattern in asked[0][1]["allow_patterns"]) for name in pictures)
+    assert fetch("hf:datasets/me/data#cats/B.JPG").path.read_text() == "B.JPG"
+    assert "is of a kind that is not read" in refusal("hf:datasets/me/data#cats/c.svg")
+    assert "is of a kind that is not read" in refusal("hf:me/model#a.png")
+
+
 def test_the_hub_out_of_reach_is_one_line(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     environment |= {"PITUNE_CACHE": str(tmp_path / "cache")}
