@@ -140,6 +140,13 @@ def test_the_fingerprint_is_of_everything(tmp_path: Path) -> None:
     assert len({mark, table_task("yours", source).fingerprint, *others}) == 6
 
 
+def test_the_fingerprint_of_texts_is_what_it_was_before_there_were_pictures(tmp_path: Path) -> None:
+    uri = write(tmp_path / "a.jsonl", [{"text": f" text {i % 90} é", "label": i % 2} for i in range(100)])
+    task = table_task("mine", TableSource(train=uri, labels=LABELS))
+    assert task.modality == "text"
+    assert task.fingerprint == "c438da0a40cd0d704369921b7717ed2aeb3f53f34aa03d2ecf156c1fb09550f7"
+
+
 @pytest.mark.parametrize(
     ("records", "said"),
     [
