@@ -1,1 +1,1 @@
-"""Tasks, their slices, their metrics and the catalogue."""
+"""Tasks and what they are read from, their pictures, slices and metrics, and the catalogue."""

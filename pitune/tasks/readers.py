@@ -2,7 +2,8 @@
 
 **Pictures** are not decoded here, but their bytes are hashed. In a csv, tsv or jsonl file a picture is the path of a
 file, relative to the table's folder and inside it; in parquet that, or the bytes, or Hugging Face's struct
-``{bytes, path}``; in a shard a member. They stay where they are: nothing is unpacked or copied.
+``{bytes, path}``; in a shard, which may not be compressed, a member. They stay where they are: nothing is unpacked or
+copied. A table that is fetched alone (``hf:datasets/OWNER/NAME#a.csv``) has no pictures beside it: name its folder.
 
 **A folder of pictures** has a sub-folder for each label value and no table; the picture files lie at any depth below
 those, and other files and hidden ones are left out. Its keys are the paths relative to the folder, ``cats/1.png``;
