@@ -107,6 +107,11 @@ class Materials:
         """Return a task, read on first use."""
         if name not in self._tasks:
             task = load_task(name, self.sources[name])
+            if task.modality not in self.settings.reads:
+                raise PituneError(
+                    f"task {name}: its examples are {task.modality}; backbone.kind {self.settings.kind} reads "
+                    f"{' or '.join(self.settings.reads)}"
+                )
             self._agree(f"task {name}", task.fingerprint)
             self._tasks[name] = task
         return self._tasks[name]

@@ -9,15 +9,17 @@ from pitune.backbones.base import (
     Site,
     Tower,
 )
+from pitune.backbones.dual import DualSettings
 from pitune.backbones.text import TextSettings
 
-BACKBONES: tuple[type[BackboneSettings], ...] = (TextSettings,)
+BACKBONES: tuple[type[BackboneSettings], ...] = (TextSettings, DualSettings)
 """Every family of backbones, by its settings; a new one is added here, and nowhere else. The first is the default."""
 
 __all__ = [
     "BACKBONES",
     "Backbone",
     "BackboneSettings",
+    "DualSettings",
     "Encoded",
     "Inputs",
     "Precision",

@@ -33,8 +33,12 @@ ROWS_AT_ONCE = {"cpu": 64, "cuda": 512}
 
 
 class BackboneSettings(Settings, ABC):
-    """The settings of one family of backbones, and the way to open one."""
+    """The settings of one family of backbones, and the way to open one.
 
+    ``reads`` are the modalities of the tasks that it can be asked about.
+    """
+
+    reads: ClassVar[tuple[str, ...]]
     kind: str
     uri: str
 
@@ -156,6 +160,13 @@ class Backbone(nn.Module, ABC):
     def collate(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         """Pad rows of one tower to the longest: tensors (rows, …) on the CPU."""
 
+    def above(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Return what :meth:`embed` takes of rows whose trunk is there already: the same, where a family says nothing.
+
+        A family whose inputs are dear (pictures to decode) gives stand-ins of their shapes here.
+        """
+        return self.collate(rows)
+
     @abstractmethod
     def embed(self, inputs: Inputs) -> Tensor:
         """Run the tower and pool: (rows, width), of any length and type. Skipped layers are no business of this."""
@@ -222,12 +233,12 @@ class Backbone(nn.Module, ABC):
         """
         tower, first = rows[0].tower, firsts.get(rows[0].tower)
         if first == 0:
-            return Inputs(tower, self._placed(rows))
+            return Inputs(tower, self._placed(self.collate(rows)))
         found = self.frozen(rows, first)
         if first is None:
             return Inputs(tower, embeddings=torch.stack(found))
         hidden = nn.utils.rnn.pad_sequence(found, batch_first=True)
-        return Inputs(tower, self._placed(rows), first, hidden)
+        return Inputs(tower, self._placed(self.above(rows)), first, hidden)
 
     @torch.no_grad()
     def frozen(self, rows: Sequence[Encoded], first: int | None) -> list[Tensor]:
@@ -239,7 +250,7 @@ class Backbone(nn.Module, ABC):
         missing = sorted({row.key: row for row in rows if found[row.key] is None}.values(), key=lambda row: row.cost)
         for start in range(0, len(missing), self.rows_at_once):
             part = missing[start : start + self.rows_at_once]
-            inputs = Inputs(part[0].tower, self._placed(part))
+            inputs = Inputs(part[0].tower, self._placed(self.collate(part)))
             states = self(inputs) if first is None else self._below(inputs, first)
             for row, state in zip(part, states, strict=True):
                 kept = (state if first is None else state[: row.cost]).clone()
@@ -249,8 +260,8 @@ class Backbone(nn.Module, ABC):
         states = [found[row.key] for row in rows]
         return [state for state in states if state is not None]
 
-    def _placed(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
-        return {name: tensor.to(self.device) for name, tensor in self.collate(rows).items()}
+    def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
     def _below(self, inputs: Inputs, first: int) -> Tensor:
         """Run the layers below ``first``: (rows, tokens, width)."""
@@ -293,7 +304,7 @@ class Backbone(nn.Module, ABC):
             lambda _, __, output: found.append(isinstance(output, tuple))
         )
         try:
-            self(Inputs(row.tower, self._placed([row])))
+            self(Inputs(row.tower, self._placed(self.collate([row]))))
         finally:
             handle.remove()
         self._tuples[row.tower] = found[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,6 +27,7 @@ CHARACTERS = 5
 class TextSettings(BackboneSettings):
     """A text encoder."""
 
+    reads: ClassVar[tuple[str, ...]] = ("text",)
     kind: Literal["text"] = "text"
     uri: str = Field(description="where the model's folder comes from: a path, hf:…, pypi:…, npm:… or deb:…")
     pooling: Literal["mean", "first"] = "mean"

@@ -1,0 +1,157 @@
+"""Dual encoders from Hugging Face (CLIP, SigLIP, VisionTextDualEncoder): a tower for pictures, a tower for texts.
+
+Examples are pictures; candidates' texts are read by the other tower, which an expert may act in as well. A picture is
+decoded when its lowest layers are run, and not again as long as what they give is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pitune.backbones.base import Backbone, BackboneSettings, Encoded, Inputs, Precision, Tower, largest_stack
+from pitune.errors import PituneError, reason
+
+if TYPE_CHECKING:
+    from pitune.tasks.pictures import Picture
+    from pitune.tasks.task import Example
+
+IMAGE, TEXT = "image", "text"
+MODELS = ("clip", "siglip", "vision-text-dual-encoder")
+"""The types of models whose towers and pooling are known to fit."""
+PATCHES = 200
+"""A picture's, about: 224 pixels in patches of 16."""
+
+
+class DualSettings(BackboneSettings):
+    """A dual encoder of pictures and texts."""
+
+    reads: ClassVar[tuple[str, ...]] = ("image",)
+    kind: Literal["dual"] = "dual"
+    uri: str = Field(description="where the model's folder comes from: a path, hf:… or pypi:…")
+    max_tokens: int = Field(64, ge=4, le=512, description="longer candidates' texts are cut")
+
+    def open(self, folder: Path, precision: Precision = "fp32") -> DualBackbone:
+        """Open the encoder in ``folder``."""
+        return DualBackbone(folder, self, precision)
+
+    def cost(self, example: Example) -> int:
+        """Return about how many patches a picture has: all are brought to one size."""
+        return PATCHES
+
+
+class DualBackbone(Backbone):
+    """A frozen Hugging Face dual encoder.
+
+    Args:
+        folder: a model folder in Hugging Face's layout (config, safetensors weights, tokenizer, image processor).
+        settings: the texts' length.
+        precision: of the frozen matrices.
+
+    Raises:
+        PituneError: the folder holds no dual encoder that transformers can read without running code from it.
+    """
+
+    def __init__(self, folder: Path, settings: DualSettings, precision: Precision = "fp32") -> None:
+        from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer  # takes seconds
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+        try:
+            found = AutoConfig.from_pretrained(folder, **local).model_type
+            if found not in MODELS:
+                raise PituneError(f"model_type: found {found}; pitune reads {', '.join(MODELS)}")
+            model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **local)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+            processor = AutoImageProcessor.from_pretrained(folder, **local)  # type: ignore[no-untyped-call]
+        except Exception as error:  # transformers and its tokenizers raise whatever they like
+            raise _refused(settings, "is not a dual encoder that transformers reads", error) from error
+        super().__init__(model, _towers(model, settings.uri), IMAGE, TEXT, precision)
+        self.tokenizer, self.processor, config = tokenizer, processor, model.config
+        # SigLIP's texts are filled up to one length and read without a mask: so it was trained.
+        self._fills = config.model_type == "siglip"
+        longest = int(config.text_config.max_position_embeddings)
+        self._most = longest if self._fills else min(settings.max_tokens, longest)
+        self._side = int(config.vision_config.image_size)
+        self._patches = (self._side // int(config.vision_config.patch_size)) ** 2 + 1
+        try:
+            self.try_out(self.encode_texts(["a text"])[0])
+            self.try_out(Encoded(IMAGE, None, self._patches, b""))
+        except Exception as error:
+            raise _refused(settings, "embeds no text or no picture", error) from error
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Return each example's picture, not decoded."""
+        pictures = [example.picture for example in examples]
+        return [
+            Encoded(IMAGE, picture, self._patches, bytes.fromhex(picture.digest))
+            for picture in pictures
+            if picture is not None  # a task of pictures has one in every example
+        ]
+
+    def encode_texts(self, texts: Sequence[str]) -> list[Encoded]:
+        """Return each text's token ids, cut to ``max_tokens``."""
+        if not texts:
+            return []
+        padding = "max_length" if self._fills else False
+        ids = self.tokenizer(list(texts), truncation=True, max_length=self._most, padding=padding)["input_ids"]
+        return [Encoded.of_ids(TEXT, one) for one in ids]
+
+    def collate(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Decode pictures, ``pixel_values`` (rows, 3, side, side), or pad ids to the longest, (rows, tokens)."""
+        if rows[0].tower == TEXT:
+            return self._padded(rows)
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            return {"pixel_values": torch.stack(list(threads.map(self._pixels, [row.content for row in rows])))}
+
+    def above(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Give blank pictures: the layers above the trunk do not look at them."""
+        if rows[0].tower == TEXT:
+            return self._padded(rows)
+        return {"pixel_values": torch.zeros(len(rows), 3, self._side, self._side)}
+
+    def embed(self, inputs: Inputs) -> Tensor:
+        """Run a tower and its projection."""
+        model: Any = self.model
+        features = model.get_image_features if inputs.tower == IMAGE else model.get_text_features
+        found: Tensor = features(**inputs.tensors).pooler_output
+        return found
+
+    def _padded(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        longest = max(row.cost for row in rows)
+        ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id or 0)
+        mask = torch.zeros((len(rows), longest), dtype=torch.long)
+        for index, row in enumerate(rows):
+            ids[index, : row.cost] = torch.tensor(row.content)
+            mask[index, : row.cost] = 1
+        return {"input_ids": ids} if self._fills else {"input_ids": ids, "attention_mask": mask}
+
+    def _pixels(self, picture: Picture | None) -> Tensor:
+        """Return a picture as the image processor gives it, (3, side, side); None: a blank one."""
+        if picture is None:
+            return torch.zeros(3, self._side, self._side)
+        pixels: Tensor = self.processor(images=picture.pixels(), return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+
+def _towers(model: Any, uri: str) -> list[Tower]:
+    towers = []
+    for name, module in ((IMAGE, "vision_model"), (TEXT, "text_model")):
+        path, stack = largest_stack(model.get_submodule(module), uri)
+        width = getattr(model.config, f"{module.split('_')[0]}_config").hidden_size
+        towers.append(Tower(name, f"{module}.{path}", len(stack), width))
+    return towers
+
+
+def _refused(settings: DualSettings, why: str, error: Exception) -> PituneError:
+    return PituneError(f"backbone.uri: {settings.uri} {why} ({reason(error)})")
+
+
+__all__ = ["IMAGE", "TEXT", "DualBackbone", "DualSettings"]
