@@ -13,6 +13,7 @@ from pitune.errors import PituneError
 from pitune.materials import Materials, sample
 from pitune.plan import materials_of
 from pitune.store import Store
+from pitune.tasks.tables import TableSource
 from pitune.tasks.task import Example, Slice
 
 
@@ -101,6 +102,17 @@ def test_a_worker_finds_relative_paths_from_its_own_folder(
     assert found.settings.uri == str(tiny_folder)
     assert own is not None and own.train == str(tiny_folder.parent / "data" / "own.csv") and own.test is None
     assert found.sources["movie"] is None
+
+
+def test_a_task_that_the_backbone_does_not_read_is_refused(materials: Materials, tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for number in range(40):
+            (tmp_path / label / f"{number}.png").write_bytes(f"{label} {number}".encode())
+    source = TableSource.model_validate({"train": str(tmp_path), "labels": {"cat": "a cat", "dog": "a dog"}})
+    materials.sources["pets"] = source
+    with pytest.raises(PituneError, match=r"^task pets: its examples are image; backbone.kind text reads text$"):
+        materials.task("pets")
 
 
 def test_a_worker_with_another_copy_is_told_so(materials: Materials, tiny_folder: Path, tmp_path: Path) -> None:
