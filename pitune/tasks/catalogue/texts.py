@@ -1,4 +1,4 @@
-"""The tasks that come with pitune: six real text classification tasks, read from two packages at run time.
+"""The texts of the catalogue: six classification tasks, read from two packages at run time.
 
 ==============  ==========================================================  =======  ================================
 name            what                                                        classes  source
@@ -43,7 +43,7 @@ from pathlib import Path
 from pitune.assets import fetch
 from pitune.errors import PituneError
 from pitune.tasks.readers import Row
-from pitune.tasks.tables import TableSource, build_task, split_rows, table_task
+from pitune.tasks.tables import build_task, split_rows
 from pitune.tasks.task import Task
 
 VADER = "pypi:vaderSentiment==3.3.1#additional_resources/hutto_ICWSM_2014.tar.gz#hutto_ICWSM_2014"
@@ -84,23 +84,6 @@ REUTERS = {
     "ship": "news about shipping and ports",
     "trade": "news about international trade",
 }
-
-
-def load_task(name: str, source: TableSource | None = None) -> Task:
-    """Return a task by its name in the catalogue, or build the one that ``source`` describes under that name.
-
-    Raises:
-        PituneError: the name is unknown, or taken by the catalogue, or the data cannot be had or are not right.
-    """
-    if source is None:
-        if name not in CATALOGUE:
-            raise PituneError(
-                f"task {name!r}: is not in the catalogue ({', '.join(KNOWN)}) and has no table of its own"
-            )
-        return CATALOGUE[name](name)
-    if name in CATALOGUE:
-        raise PituneError(f"task {name!r}: the catalogue has a task of that name; give your table another")
-    return table_task(name, source)
 
 
 def _sentiment(file: str, noun: str, name: str) -> Task:
@@ -151,7 +134,7 @@ def _cells(line: str, count: int, path: Path, number: int) -> list[str]:
     return cells
 
 
-CATALOGUE: dict[str, Callable[[str], Task]] = {
+TASKS: dict[str, Callable[[str], Task]] = {
     "movie": functools.partial(_sentiment, "movieReviewSnippets", "movie review"),
     "amazon": functools.partial(_sentiment, "amazonReviewSnippets", "product review"),
     "nyt": functools.partial(_sentiment, "nytEditorialSnippets", "newspaper editorial"),
@@ -159,5 +142,4 @@ CATALOGUE: dict[str, Callable[[str], Task]] = {
     "newsgroups": functools.partial(_topics, "20newsgroups", NEWSGROUPS),
     "reuters": functools.partial(_topics, "reuters-r8", REUTERS),
 }
-KNOWN: tuple[str, ...] = tuple(CATALOGUE)
-"""The names of the catalogue."""
+"""What makes each of them, given its name."""
