@@ -21,7 +21,7 @@ Fetched content lies under ``$PITUNE_CACHE`` (default ``~/.cache/pitune``) as ``
 record per URI leads there, so that a second fetch needs no network. Everything is made in a work folder and renamed,
 under a lock per URI: processes may fetch the same thing at once, and nothing is ever there by half. A URI without a
 revision or version stays what it was at its first fetch. Nothing out of a package is built, imported, installed or
-run; no pickle is read.
+run, and no pickle is unpickled.
 """
 
 from __future__ import annotations
