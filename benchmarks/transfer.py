@@ -1,10 +1,11 @@
 """The transfer matrix as packs, and the same pairs one after another: training, and scoring on whole test splits.
 
     python benchmarks/transfer.py
-    python benchmarks/transfer.py --targets nyt@4#0 --rounds 1 --set training.precision=bf16
+    python benchmarks/transfer.py --targets reuters --rounds 1 --set training.precision=bf16
 
 The pairs, recipes and test splits of ``configs/six_texts.yaml``, in fp32: six sources, whose experts are made up here,
-and each of the targets. Three ways take turns in this process, on two threads, each beginning with nothing kept:
+and each of the targets at 16 shots. Three ways take turns in this process, on two threads, each
+beginning with nothing kept:
 
 - as packs: what a run does; the pairs of a target share rows and trunk, and one pass over the test split;
 - one after another: the same stages with packs of one, each pair scored alone; the trunk of the shots is still kept
@@ -154,7 +155,7 @@ def main() -> int:
     """Measure, and say whether the goal is met."""
     warnings.filterwarnings("ignore")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", nargs="+", default=["nyt@16#0", "tweets@16#0"])
+    parser.add_argument("--targets", nargs="+", default=["nyt", "tweets"], metavar="TASK")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="take this setting of the study")
@@ -162,7 +163,10 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     found: dict[str, list[Seconds]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        matrix = Matrix(folder, [f"transfer.targets=[{','.join(options.targets)}]", *options.set])
+        chosen = {"tasks": ",".join(options.targets), "shots": "16", "seeds": "0"}
+        matrix = Matrix(
+            folder, [*(f"transfer.targets.{name}=[{value}]" for name, value in chosen.items()), *options.set]
+        )
         ways = {"packs": matrix.together, "one after another": matrix.one_after_another, "peft": matrix.with_peft}
         print(
             f"{len(matrix.pairs)} pairs of {len(options.targets)} targets; medians of {options.rounds} rounds",
