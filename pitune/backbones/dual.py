@@ -16,7 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pitune.backbones.base import Backbone, BackboneSettings, Encoded, Inputs, Precision, Tower, largest_stack
-from pitune.errors import PituneError, reason
+from pitune.backbones.huggingface import padded, refused
+from pitune.errors import PituneError
 
 if TYPE_CHECKING:
     from pitune.tasks.pictures import Picture
@@ -72,7 +73,7 @@ class DualBackbone(Backbone):
             tokenizer = AutoTokenizer.from_pretrained(folder, **local)
             processor = AutoImageProcessor.from_pretrained(folder, **local)  # type: ignore[no-untyped-call]
         except Exception as error:  # transformers and its tokenizers raise whatever they like
-            raise _refused(settings, "is not a dual encoder that transformers reads", error) from error
+            raise refused(settings, "is not a dual encoder that transformers reads", error) from error
         super().__init__(model, _towers(model, settings.uri), IMAGE, TEXT, precision)
         self.tokenizer, self.processor, config = tokenizer, processor, model.config
         # SigLIP's texts are filled up to one length and read without a mask: so it was trained.
@@ -85,7 +86,7 @@ class DualBackbone(Backbone):
             self.try_out(self.encode_texts(["a text"])[0])
             self.try_out(Encoded(IMAGE, None, self._patches, b""))
         except Exception as error:
-            raise _refused(settings, "embeds no text or no picture", error) from error
+            raise refused(settings, "embeds no text or no picture", error) from error
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Return each example's picture, not decoded."""
@@ -125,13 +126,8 @@ class DualBackbone(Backbone):
         return found
 
     def _padded(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
-        longest = max(row.cost for row in rows)
-        ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id or 0)
-        mask = torch.zeros((len(rows), longest), dtype=torch.long)
-        for index, row in enumerate(rows):
-            ids[index, : row.cost] = torch.tensor(row.content)
-            mask[index, : row.cost] = 1
-        return {"input_ids": ids} if self._fills else {"input_ids": ids, "attention_mask": mask}
+        found = padded(rows, self.tokenizer.pad_token_id)
+        return {"input_ids": found["input_ids"]} if self._fills else found
 
     def _pixels(self, picture: Picture | None) -> Tensor:
         """Return a picture as the image processor gives it, (3, side, side); None: a blank one."""
@@ -148,10 +144,6 @@ def _towers(model: Any, uri: str) -> list[Tower]:
         width = getattr(model.config, f"{module.split('_')[0]}_config").hidden_size
         towers.append(Tower(name, f"{module}.{path}", len(stack), width))
     return towers
-
-
-def _refused(settings: DualSettings, why: str, error: Exception) -> PituneError:
-    return PituneError(f"backbone.uri: {settings.uri} {why} ({reason(error)})")
 
 
 __all__ = ["IMAGE", "TEXT", "DualBackbone", "DualSettings"]

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pitune.backbones.base import Backbone, BackboneSettings, Encoded, Inputs, Precision, Tower, largest_stack
-from pitune.errors import PituneError, reason
+from pitune.backbones.huggingface import padded, refused
 
 if TYPE_CHECKING:
     from pitune.tasks.task import Example
@@ -66,7 +66,7 @@ class TextBackbone(Backbone):
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except Exception as error:  # transformers and its tokenizers raise whatever they like
-            raise _refused(settings, "is not a text encoder that transformers reads", error) from error
+            raise refused(settings, "is not a text encoder that transformers reads", error) from error
         path, stack = largest_stack(model, settings.uri)
         super().__init__(model, [Tower(TEXT, path, len(stack), model.config.hidden_size)], TEXT, TEXT, precision)
         self.settings, self.tokenizer = settings, tokenizer
@@ -75,7 +75,7 @@ class TextBackbone(Backbone):
             self.try_out(Encoded.of_ids(TEXT, [token] * settings.max_tokens))
         except Exception as error:
             why = f"does not embed texts of max_tokens = {settings.max_tokens} tokens"
-            raise _refused(settings, why, error) from error
+            raise refused(settings, why, error) from error
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Return each example's token ids, cut to ``max_tokens``."""
@@ -90,13 +90,7 @@ class TextBackbone(Backbone):
 
     def collate(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         """Pad token ids to the longest: ``input_ids`` and ``attention_mask``, (rows, tokens)."""
-        longest = max(row.cost for row in rows)
-        ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id or 0)
-        mask = torch.zeros((len(rows), longest), dtype=torch.long)
-        for index, row in enumerate(rows):
-            ids[index, : row.cost] = torch.tensor(row.content)
-            mask[index, : row.cost] = 1
-        return {"input_ids": ids, "attention_mask": mask}
+        return padded(rows, self.tokenizer.pad_token_id)
 
     def embed(self, inputs: Inputs) -> Tensor:
         """Run the encoder and pool its last states."""
@@ -105,10 +99,6 @@ class TextBackbone(Backbone):
             return states[:, 0]
         weights = inputs.tensors["attention_mask"].unsqueeze(-1).float()
         return (states.float() * weights).sum(1) / weights.sum(1)
-
-
-def _refused(settings: TextSettings, why: str, error: Exception) -> PituneError:
-    return PituneError(f"backbone.uri: {settings.uri} {why} ({reason(error)})")
 
 
 __all__ = ["TEXT", "TextBackbone", "TextSettings"]

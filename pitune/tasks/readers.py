@@ -143,10 +143,19 @@ def _picture(record: Mapping[str, Any], name: str, file: Path, number: int, plac
     inside = posixpath.normpath(value)
     if inside.startswith("/") or inside.split("/")[0] == ".." or "\0" in inside:
         raise PituneError(f"{place}: picture {value!r} leads outside the table's folder; give a path inside it")
-    return _whole_file(file.absolute().parent / inside, f"{place}: picture {value!r}")
+    return whole_file(file.absolute().parent / inside, f"{place}: picture {value!r}")
 
 
-def _whole_file(file: Path, place: str) -> Picture:
+def whole_file(file: Path, place: str) -> Picture:
+    """Return the picture that a file is.
+
+    Args:
+        file: its absolute path.
+        place: where it is named, for errors.
+
+    Raises:
+        PituneError: there is no such file, it is empty or cannot be read.
+    """
     try:
         if not file.is_file():  # opening anything else could wait for ever
             raise PituneError(f"{place}: there is no file {file}")
@@ -189,7 +198,7 @@ def _tree_rows(folder: Path, pictures: list[str], split: str, columns: Columns) 
             raise PituneError(f"{folder}: {name!r} is no name in UTF-8, or has control characters; rename it")
         key = name if split == "train" else f"{split}/{name}"
         place = str(folder / name)
-        rows.append(Row(key, None, label, place, _whole_file(folder.absolute() / name, place)))
+        rows.append(Row(key, None, label, place, whole_file(folder.absolute() / name, place)))
     return rows
 
 

@@ -37,10 +37,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pitune.assets import content_hash, fetch
+from pitune.assets import fetch
 from pitune.errors import PituneError
-from pitune.tasks.pictures import Picture
-from pitune.tasks.readers import Row
+from pitune.tasks.readers import Row, whole_file
 from pitune.tasks.tables import build_task, split_rows
 from pitune.tasks.task import Task
 
@@ -158,7 +157,7 @@ def _groups(file: Path) -> list[tuple[str, str]]:
 
 
 def _row(key: str, label: str, file: Path) -> Row:
-    return Row(key, None, label, str(file), Picture(str(file), content_hash(file)))
+    return Row(key, None, label, str(file), whole_file(file, str(file)))
 
 
 TASKS: dict[str, Callable[[str], Task]] = {"stamps": _stamps, "clipart": _clipart, "emoji": _emoji}

@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pitune.assets import content_hash, fetch
+from pitune.assets import fetch
 from pitune.errors import PituneError
-from pitune.tasks.pictures import Picture
-from pitune.tasks.readers import Row
+from pitune.tasks.readers import Row, whole_file
 from pitune.tasks.tables import build_task, split_rows
 from pitune.tasks.task import Task
 
@@ -49,9 +48,7 @@ def _cells(folder: Path) -> list[Row]:
         except (ValueError, LookupError) as error:
             raise PituneError(f"{place}: {line!r:.60} is no file, probability and kind of module") from error
         file = folder / name
-        if not file.is_file():
-            raise PituneError(f"{place}: there is no file {file}")
-        rows.append(Row(file.stem, None, label, place, Picture(str(file), content_hash(file))))
+        rows.append(Row(file.stem, None, label, place, whole_file(file, place)))
     return rows
 
 
