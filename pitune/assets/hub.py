@@ -16,11 +16,12 @@ from pitune.errors import PituneError, reason
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "*.md", "LICENSE*")
 """What is fetched of a model repository. Pickled weights (``*.bin``, ``*.pt``, …) are not among it."""
-PICTURE_FILES = ("*.png", "*.jpg", "*.jpeg", "*.webp", "*.gif", "*.bmp", "*.tif", "*.tiff")
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""How the names of picture files end, in lower case."""
 DATASET_FILES = (
     *("*.parquet", "*.csv", "*.tsv", "*.jsonl", "*.txt", "*.tar"),
-    *PICTURE_FILES,
-    *(pattern.upper() for pattern in PICTURE_FILES),  # as cameras name them
+    *(f"*{ending}" for ending in PICTURE_ENDINGS),
+    *(f"*{ending.upper()}" for ending in PICTURE_ENDINGS),  # as cameras name them
 )
 """What is fetched of a data set repository."""
 HUB = re.compile(r"hf:(?P<datasets>datasets/)?(?P<repository>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[^#\s]+))?")

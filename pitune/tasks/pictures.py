@@ -25,8 +25,6 @@ from pitune.errors import PituneError, reason
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What is decoded, by Pillow's names."""
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""How the names of picture files end, in lower case."""
 MOST_PIXELS = 1024**3 // 4 // 3
 """Pillow's own limit, from which it warns: a larger picture is a mistake, or made to fill the memory."""
 SPREADS = {"L;2": 85, "L;4": 17}
@@ -42,7 +40,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture of each orientation upright."""
+"""What turns a picture of each orientation upright. Pillow's own function writes the EXIF anew: odd ones break it."""
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from pitune.assets.hub import PICTURE_ENDINGS
 from pitune.errors import PituneError, reason
-from pitune.tasks.pictures import ENDINGS, Picture
+from pitune.tasks.pictures import Picture
 
 PICTURE_ROWS = 64
 """How many rows of a parquet table of pictures are held at a time."""
@@ -175,7 +176,7 @@ def _pictures_below(folder: Path) -> list[str]:
         # A link to a folder that it lies in would be followed for ever.
         around = place.resolve()
         folders[:] = [one for one in folders if one[0] != "." and not around.is_relative_to((place / one).resolve())]
-        wanted = [name for name in names if name.lower().endswith(ENDINGS) and name[0] != "."]
+        wanted = [name for name in names if name.lower().endswith(PICTURE_ENDINGS) and name[0] != "."]
         found += [(place / name).relative_to(folder).as_posix() for name in wanted]
     return sorted(found)
 

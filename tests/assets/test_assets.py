@@ -368,10 +368,12 @@ def test_a_file_of_a_data_set_repository(tmp_path: Path, cache: Path, monkeypatc
 def test_pictures_of_a_data_set_repository(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    from pitune.tasks.pictures import ENDINGS
+    from pitune.assets.hub import PICTURE_ENDINGS
 
     (tmp_path / "hub" / "cats").mkdir(parents=True)
-    pictures = {f"{name}{ending}" for ending in ENDINGS for name, ending in (("a", ending), ("B", ending.upper()))}
+    pictures = {
+        f"{name}{ending}" for ending in PICTURE_ENDINGS for name, ending in (("a", ending), ("B", ending.upper()))
+    }
     for name in (*pictures, "code.py", "weights.bin", "c.svg"):
         (tmp_path / "hub" / "cats" / name).write_text(name)
     asked: list[Any] = []

@@ -20,8 +20,9 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from pitune.assets.hub import PICTURE_ENDINGS
 from pitune.errors import PituneError
-from pitune.tasks.pictures import ENDINGS, FORMATS, MOST_PIXELS, Picture
+from pitune.tasks.pictures import FORMATS, MOST_PIXELS, Picture
 from pitune.tasks.task import Example
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8))
@@ -327,5 +328,5 @@ def test_a_picture_goes_to_another_process(tmp_path: Path) -> None:
 
 
 def test_endings_name_the_formats_that_are_decoded() -> None:
-    assert {Image.registered_extensions()[ending] for ending in ENDINGS} == set(FORMATS)
-    assert all(re.fullmatch(r"\.[a-z]+", ending) for ending in ENDINGS)
+    assert {Image.registered_extensions()[ending] for ending in PICTURE_ENDINGS} == set(FORMATS)
+    assert all(re.fullmatch(r"\.[a-z]+", ending) for ending in PICTURE_ENDINGS)
