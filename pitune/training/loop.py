@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pitune.backbones import Backbone
 from pitune.experts import Bank, Expert, ExpertKind
-from pitune.objectives import Answers, Objective, Rows, right
+from pitune.objectives import Answers, Objective, Row, Rows, right
 from pitune.training.engine import Engine, EngineSettings
 from pitune.training.recipe import Recipe
 
@@ -86,11 +86,18 @@ class PackedModel(nn.Module):
         super().__init__()
         self.backbone, self.bank, self.objective = backbone, bank, objective
 
-    def forward(self, batch: Any, which: list[int], wants_answers: bool = False) -> Tensor | Answers:
-        """Return the losses (len(which), rows) of a batch whose groups meet the experts ``which``, or the answers."""
-        acting = self.bank.only(which)
-        ask = self.objective.answers if wants_answers else self.objective.losses
-        return ask(self.backbone, acting, batch)
+    def forward(self, batches: Sequence[tuple[list[int], Any]], wants_answers: bool = False) -> Tensor | Answers:
+        """Return the losses (E, rows) of batches, one after another, or the answers to a single one.
+
+        Args:
+            batches: each with the experts that its groups meet; the groups of all of them have equally many rows.
+            wants_answers: return the answers.
+        """
+        if wants_answers:
+            ((which, batch),) = batches
+            return self.objective.answers(self.backbone, self.bank.only(which), batch)
+        losses = [self.objective.losses(self.backbone, self.bank.only(which), batch) for which, batch in batches]
+        return torch.cat(losses)
 
 
 class PackTraining:
@@ -152,17 +159,28 @@ class PackTraining:
         if self.engine_settings.zero_stage == 3 and self.seat.world_size > 1:
             self._run_trunk(step)
         mine = [order[step][self.seat.rank :: self.seat.world_size] for order in self.orders]
-        everyone = list(range(len(self.members)))
         self.losses[step] = 0.0
         for part in range(parts):
             chosen = [rows[part::parts].tolist() for rows in mine]
             groups = [member.train.take(rows) for member, rows in zip(self.members, chosen, strict=True)]
-            losses = engine(self.objective.collate(self.backbone, self.firsts, groups), everyone).mean(1)  # (E,)
+            losses = engine(self._batches(groups)).mean(1)  # (E,)
             engine.backward(losses)
             bad = engine.step()
             self.losses[step] += losses.detach() / parts
             if bad is not None:
                 self.losses[step, bad & (engine.loss_scale.to(bad.device) <= 1)] = math.nan  # it would stand still
+
+    def _batches(self, groups: Sequence[Sequence[Row]]) -> list[tuple[list[int], Any]]:
+        """Batch the groups of all experts, by so many experts as a processor's cache holds the rows of.
+
+        The backward pass undoes one batch after another, too: no expert's loss has to do with another's.
+        """
+        each = max(1, self.backbone.rows_at_once // len(groups[0]))
+        everyone = list(range(len(groups)))
+        parts = [everyone[start : start + each] for start in range(0, len(groups), each)]
+        held = [[groups[index] for index in part] for part in parts]
+        collate = functools.partial(self.objective.collate, self.backbone, self.firsts)
+        return [(part, collate(rows)) for part, rows in zip(parts, held, strict=True)]
 
     def _run_trunk(self, step: int) -> None:
         """Run what no expert touches for the rows of all workers.
@@ -188,7 +206,8 @@ class PackTraining:
             each = max(1, self.backbone.rows_at_once // len(which))
             stop = min(start + each, *(sizes[index] for index in which))
             groups = [self.members[index].validation.take(orders[index][start:stop]) for index in which]
-            found = engine(self.objective.collate(self.backbone, self.firsts, groups), which, wants_answers=True)
+            batch = self.objective.collate(self.backbone, self.firsts, groups)
+            found = engine([(which, batch)], wants_answers=True)
             sums[which, 0] += found.losses.sum(1).cpu()
             sums[which, 1] += right(found, groups).sum(1)
             start = stop
