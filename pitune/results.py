@@ -78,7 +78,7 @@ def write_results(materials: Materials, job: ResultsJob) -> None:
             }
     rows = []
     for target, method, prediction in job.rows:
-        of = {"method": method, "task": target.task, "shots": str(target.shots), "seed": target.seed}
+        of = {"method": method, "task": target.task, "shots": target.shots_text, "seed": target.seed}
         row = {**of, "slice": str(target), **scored[prediction]}
         rows.append({column: row[column] for column in COLUMNS})
     materials.store.commit(RESULTS, {"": table_bytes(rows)}, job.fingerprint, inputs=job.inputs)

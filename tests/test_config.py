@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from pitune.cli import main as cli_main
-from pitune.config import FewShotTargets, StudyConfig, load_config
+from pitune.config import StudyConfig, TargetProduct, load_config
 from pitune.errors import PituneError
 from pitune.settings import OneOf, Settings, wrong
 from pitune.tasks.task import Slice
@@ -63,8 +63,11 @@ def test_the_resolved_configuration_says_the_same(tmp_path: Path) -> None:
 
 
 def test_targets_as_a_product() -> None:
-    product = FewShotTargets(tasks=("a", "b"), shots=(4, 16), seeds=(0, 1))
-    assert product.slices() == ("a@4#0", "a@4#1", "a@16#0", "a@16#1", "b@4#0", "b@4#1", "b@16#0", "b@16#1")
+    product = TargetProduct.model_validate({"tasks": ["a", "b"], "shots": [4, "full"], "seeds": [0, 1]})
+    assert product.slices() == (
+        *("a@4#0", "a@4#1", "a@full#0", "a@full#1"),
+        *("b@4#0", "b@4#1", "b@full#0", "b@full#1"),
+    )
     config = StudyConfig.model_validate(
         GOOD | {"targets": {"tasks": ["movie", "nyt"], "shots": [4], "seeds": [0, 1, 2]}}
     )
@@ -144,6 +147,16 @@ WRONG = [
     ("sweep.top_k", 3, "sweep.top_k: found 3; input should be a valid list"),
     ("targets", {"tasks": ["nyt"], "shots": 4, "seeds": [0]}, "targets.shots: found 4; input should be a valid list"),
     ("targets", {"tasks": ["nyt"], "shots": [0], "seeds": [0]}, "targets.shots.0: found 0; input should be greater"),
+    (
+        "targets",
+        {"tasks": ["nyt"], "shots": [4, None], "seeds": [0]},
+        "targets.shots.1: found null; give a number of shots per class, or full",
+    ),
+    (
+        "targets",
+        {"tasks": ["nyt"], "shots": ["all"], "seeds": [0]},
+        "targets.shots.0: found all; give a number of shots per class, or full",
+    ),
     ("targets", [], "targets: found []; "),
     # names
     ("tasks", ["movie", "amazon", "nyt", "muvie"], "tasks: found 'muvie'; the catalogue has movie, amazon, nyt"),
@@ -158,7 +171,6 @@ WRONG = [
     ("targets", ["reuters@4#0"], "targets: found reuters@4#0; tasks has movie, amazon, nyt"),
     # slices
     ("targets", ["movie@16"], "targets: 'movie@16' is not a slice; write task@shots#seed"),
-    ("targets", ["movie@full#0"], "targets: movie@full#0 is a full slice; a target has shots, as in movie@16#0"),
     ("targets", ["movie@4#0", "nyt@4#0", "movie@4#0"], "targets: movie@4#0 is there twice; name each slice once"),
     ("targets", ["movie@4#0", "movie@4#00"], "targets: movie@4#0 is there twice; name each slice once"),
     ("sources", ["movie", "movie@full#0"], "sources: movie@full#0 is there twice; name each slice once"),
@@ -172,11 +184,6 @@ WRONG = [
     ),
     ("transfer.sources", ["nyt", "nyt"], "transfer.sources: nyt@full#0 is there twice; name each slice once"),
     ("transfer.sources", [], "transfer.sources: found []; "),
-    (
-        "transfer.targets",
-        ["nyt@full#0"],
-        "transfer.targets: nyt@full#0 is a full slice; a target has shots, as in nyt@",
-    ),
     ("transfer.targets", ["nyt@4#0", "nyt@4#0"], "transfer.targets: nyt@4#0 is there twice; name each slice once"),
     ("transfer.targets", ["tweets@4#0"], "transfer.targets: found tweets@4#0; tasks has movie, amazon, nyt"),
     ("transfer.targets", {"tasks": [], "shots": [4], "seeds": [0]}, "transfer.targets.tasks: found []; "),

@@ -8,12 +8,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pitune.config.reading import read
-from pitune.config.slices import FewShotTargets, TransferSettings
+from pitune.config.slices import TargetProduct, TransferSettings
 from pitune.config.study import StudyConfig
 from pitune.errors import PituneError
 from pitune.settings import wrong
 
-__all__ = ["FewShotTargets", "StudyConfig", "TransferSettings", "load_config"]
+__all__ = ["StudyConfig", "TargetProduct", "TransferSettings", "load_config"]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:

@@ -1,7 +1,8 @@
-"""Slices as a configuration names them: sources, of which a bare task's name is one, and few-shot targets."""
+"""Slices as a configuration names them: sources, of which a bare task's name is one, and targets."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from math import prod
 from typing import Annotated, Any, Self
@@ -15,11 +16,23 @@ MOST_SLICES = 100_000
 MOST_PAIRS = 100_000
 
 
-class FewShotTargets(Settings):
-    """Targets as a product: every task at every number of shots with every seed."""
+def _none_if_full(value: Any) -> Any:
+    """Take ``full`` as a slice does, whose shots are then None."""
+    if value == "full":
+        return None
+    if not isinstance(value, int):
+        raise ValueError(f"found {shown(value)}; give a number of shots per class, or full")
+    return value
+
+
+_Shots = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_if_full)]
+
+
+class TargetProduct(Settings):
+    """Targets as a product: every task at every number of shots (or ``full``) with every seed."""
 
     tasks: tuple[str, ...] = Field(min_length=1)
-    shots: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    shots: tuple[_Shots, ...] = Field(min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -31,7 +44,8 @@ class FewShotTargets(Settings):
 
     def slices(self) -> tuple[str, ...]:
         """Return the product as slices."""
-        return tuple(f"{task}@{shots}#{seed}" for task in self.tasks for shots in self.shots for seed in self.seeds)
+        each = itertools.product(self.tasks, self.shots, self.seeds)
+        return tuple(f"{task}@{shots or 'full'}#{seed}" for task, shots, seed in each)
 
 
 def once(names: tuple[str, ...], what: str) -> tuple[str, ...]:
@@ -56,7 +70,7 @@ def _from_tasks(value: Any) -> Any:
 def _from_product(value: Any) -> Any:
     """Let a product stand for its slices."""
     try:
-        return FewShotTargets.model_validate(value).slices() if isinstance(value, dict) else value
+        return TargetProduct.model_validate(value).slices() if isinstance(value, dict) else value
     except ValidationError as error:
         raise within(error) from error
 
@@ -69,25 +83,18 @@ def _are_slices(value: tuple[str, ...]) -> tuple[str, ...]:
     return once(tuple(map(str, slices)), "slice")
 
 
-def _have_shots(value: tuple[str, ...]) -> tuple[str, ...]:
-    for found in map(Slice.parse, value):
-        if found.shots is None:
-            raise ValueError(f"{found} is a full slice; a target has shots, as in {found.task}@16#0")
-    return value
-
-
 _Some = Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_SLICES)]
 Sources = Annotated[_Some, BeforeValidator(_from_tasks), AfterValidator(_are_slices)]
 """One or more slices, each once; a task's name stands for all of its data."""
-Targets = Annotated[_Some, BeforeValidator(_from_product), AfterValidator(_are_slices), AfterValidator(_have_shots)]
-"""One or more few-shot slices, each once; or a product of tasks, shots and seeds."""
+Targets = Annotated[_Some, BeforeValidator(_from_product), AfterValidator(_are_slices)]
+"""One or more slices, few-shot or full, each once; or a product of tasks, shots and seeds."""
 
 
 class TransferSettings(Settings):
     """The transfer matrix: every source with every target. What a study's section leaves out is the study's own."""
 
     sources: Sources = Field(description="slices whose experts the pairs start from, of the study's sources")
-    targets: Targets = Field(description="few-shot slices that the pairs are tuned on")
+    targets: Targets = Field(description="slices that the pairs are tuned on")
 
     @model_validator(mode="after")
     def _is_within_reason(self) -> Self:

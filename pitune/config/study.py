@@ -39,7 +39,7 @@ class StudyConfig(Settings):
     objective: Annotated[Objective, OneOf(OBJECTIVES, default="match")] = Match()
     expert: Annotated[ExpertKind, OneOf(KINDS)] = Lora()
     sources: Sources = Field(description="slices whose experts may help others")
-    targets: Targets = Field(description="few-shot slices to be helped")
+    targets: Targets = Field(description="slices to be helped, few-shot or full")
     transfer: TransferSettings | None = Field(
         None, description="the pairs to measure, by default all of the study's sources and targets; null: none"
     )

@@ -12,19 +12,17 @@ from pitune.settings import Settings
 Granularity = Literal["site", "layer", "global"]
 Start = Literal["similarity", "uniform"]
 Own = Literal["trained", "fresh"]
-"""The target's own expert in the mixture: its few-shot expert (as in the paper), or one at the common start."""
+"""The target's own expert in the mixture: trained on its shots (as in the paper), or at the common start."""
 
 
 class InterpolationSettings(Settings):
-    """How a target's neighbours are interpolated. Steps, rows, schedule and selection are the few-shot recipe's."""
+    """How a target's neighbours are interpolated. Steps, rows, schedule and selection are those of its recipe."""
 
     granularity: Granularity = Field("site", description="one set of weights per site, per layer or one in all")
     start: Start = "similarity"
     train: Literal["weights", "weights+experts"] = "weights+experts"
     weights_learning_rate: float = Field(0.02, gt=0, description="of alpha")
-    experts_rate: float = Field(
-        0.5, gt=0, description="the experts' learning rate, as a share of the few-shot recipe's"
-    )
+    experts_rate: float = Field(0.5, gt=0, description="the experts' learning rate, as a share of the recipe's")
     max_rank: int | None = Field(None, ge=1, description="cut the merged LoRA to this rank by SVD; null: exact")
 
 

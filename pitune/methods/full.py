@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pitune.methods.base import Method
+from pitune.methods.single import Single
 
 if TYPE_CHECKING:
     from pitune.plan.builder import Builder
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Full(Method):
-    """An expert of all the data: the ceiling."""
+    """An expert of all the data: the ceiling. Where the target itself is a full slice, that is ``single``."""
 
     name = "full"
     title = "full data"
@@ -21,5 +22,7 @@ class Full(Method):
     sees = "all"
 
     def build(self, plan: Builder, target: Slice) -> Node | None:
-        """Build the expert of the full slice of the target's task."""
+        """Build the expert of the full slice of the target's task; for a full target, what ``single`` builds."""
+        if target.shots is None:
+            return Single().build(plan, target)
         return plan.expert(plan.ceiling(target))

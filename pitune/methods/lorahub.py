@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MOST = 20  # sources, as in the paper
 PENALTIES = (0.05, 0.005, 0.5, 0.0)
-BATCHES = 3  # of the few-shot recipe, which an evaluation sees: forward only, it then costs what a step does
+BATCHES = 3  # of the recipe, which an evaluation sees: forward only, it then costs what a step does
 
 
 def _search_weights(materials: Any, job: WeightSearchJob) -> None:
@@ -59,6 +59,6 @@ class LoraHub(Method):
         artifacts = (f"baselines/{target}/{self.name}",)
         job = WeightSearchJob(artifacts, inputs, target, near, own.name, tuple(tried), recipe.steps, rows)
         needs = (own.name, *(one.expert for one in near))
-        shots = len(plan.task(target.task).labels) * (target.shots or 0)
-        cost = cost_of(plan, target, tried) + len(tried) * recipe.steps * min(rows, shots) / 2
+        seen = min(rows, plan.facts.size(target))
+        cost = cost_of(plan, target, tried) + len(tried) * recipe.steps * seen / 2
         return plan.add(job, self.name, "task", needs, cost, _search_weights)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pitune.interpolation.jobs import MergeJob
 from pitune.methods.base import Method
-from pitune.tasks.task import VALIDATION_SHOTS
 
 if TYPE_CHECKING:
     from pitune.plan.builder import Builder
@@ -52,4 +51,4 @@ class Merge(Method):
 
 def cost_of(plan: Builder, target: Slice, tried: Sequence[Mapping[str, Any]]) -> float:
     """Return the rows of validating settings, forward only."""
-    return len(tried) * len(plan.task(target.task).labels) * min(target.shots or 0, VALIDATION_SHOTS) / 2
+    return len(tried) * plan.facts.validated(target) / 2

@@ -65,7 +65,7 @@ def write_transfer(materials: Materials, job: TransferJob) -> None:
         {
             "source": str(source),
             "target": target.task,
-            "shots": str(target.shots),
+            "shots": target.shots_text,
             "seed": target.seed,
             "slice": str(target),
             "metric": scores[prediction]["metric"],

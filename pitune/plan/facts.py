@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pitune.settings import Settings
-from pitune.tasks.task import Slice, Task, check_shots
+from pitune.tasks.task import VALIDATION_SHOTS, Slice, Task, check_shots
 
 if TYPE_CHECKING:
     from pitune.config import StudyConfig
@@ -37,9 +37,9 @@ class Facts:
         self._sources_of = Counter(source.task for source in self.sources)
         self._drawable: set[tuple[str, int | None]] = set()
         self._full: dict[str, list[Slice]] = {}
-        for source in self.sources:
-            if source.shots is None:
-                self._full.setdefault(source.task, []).append(source)
+        for one in dict.fromkeys((*self.sources, *self.targets)):
+            if one.shots is None:
+                self._full.setdefault(one.task, []).append(one)
         backbone = {
             "sha256": materials.backbone_asset.sha256,
             **config.backbone.model_dump(mode="json", exclude={"uri"}),
@@ -91,6 +91,13 @@ class Facts:
         task = self.task(chosen.task)
         return len(task.splits["train"]) if chosen.shots is None else chosen.shots * len(task.labels)
 
+    def validated(self, chosen: Slice) -> int:
+        """Return how many examples a slice validates on."""
+        task = self.task(chosen.task)
+        if chosen.shots is None:
+            return min(len(task.splits["validation"]), self.config.training.validation_examples)
+        return len(task.labels) * min(chosen.shots, VALIDATION_SHOTS)
+
     def length(self, task: str) -> int:
         """Return about how many tokens a task's examples have, without opening the backbone."""
         if task not in self._lengths:
@@ -99,7 +106,12 @@ class Facts:
         return self._lengths[task]
 
     def ceiling(self, target: Slice) -> Slice:
-        """Return the full slice of a target's task: the source of the same seed, else any source, else seed 0."""
+        """Return the full slice of a target's task: itself if it is one.
+
+        Else the source or target of the same seed, else any, else seed 0.
+        """
+        if target.shots is None:
+            return target
         full = self._full.get(target.task, ())
-        same = (source for source in full if source.seed == target.seed)
+        same = (one for one in full if one.seed == target.seed)
         return next(same, full[0] if full else Slice(target.task, None, 0))

@@ -37,7 +37,7 @@ from pitune.results import TRANSFER
 from pitune.store import Store, fingerprint_of
 
 PAGE = "report.html"
-VERSION = 4
+VERSION = 5
 """Part of the page's fingerprint: raise it when the page changes."""
 NEAREST = 3
 """So many neighbours are counted where it is asked which sources are near everyone."""

@@ -21,6 +21,8 @@ from pitune.store import Store
 
 BASELINE, OURS = "single", "pi"
 """The study's question: what the second method gains over the first."""
+FULL = "full"
+"""The shots, as text, of a target that has all its task's data."""
 
 
 def title(method: str) -> str:
@@ -102,7 +104,8 @@ class TargetScores:
     @property
     def gap_closed(self) -> float | None:
         """The gap closed by the means over the seeds that all three methods have; None where there is no gap."""
-        return closed({method: score.mean for method, score in _common_seeds(self.scores).items()})
+        three = {} if self.shots == FULL else _common_seeds(self.scores)
+        return closed({method: score.mean for method, score in three.items()})
 
     @property
     def best(self) -> tuple[str, ...]:
@@ -150,6 +153,11 @@ class Average:
             if method != OURS and METHODS[method].sees == "shots"
         }
 
+    @functools.cached_property
+    def short(self) -> Average:
+        """Those that are short of data: a full target has no gap to an expert of all the data."""
+        return Average([target for target in self.targets if target.shots != FULL])
+
     @property
     def gain(self) -> float | None:
         """Mean of ``OURS - BASELINE`` over targets."""
@@ -162,13 +170,13 @@ class Average:
 
     @property
     def gap_closed(self) -> float | None:
-        """The headline: the ratio of the mean gaps, not the mean of the targets' ratios."""
-        return closed(self.means)
+        """The headline: the ratio of the mean gaps, not the mean of the targets' ratios; see :attr:`short`."""
+        return closed(self.short.means)
 
     @property
     def gap_closed_seeds(self) -> Score | None:
         """The same within each seed."""
-        three = _common_seeds(self.scores)
+        three = _common_seeds(self.short.scores)
         found = {}
         for seed in next(iter(three.values())).values if three else ():
             ratio = closed({method: score.values[seed] for method, score in three.items()})

@@ -10,6 +10,7 @@ from pitune.report.numbers import between, count, duration, plural, points
 from pitune.report.overview import Overview, OverviewRow, overview, read_costs
 from pitune.report.scores import (
     BASELINE,
+    FULL,
     OURS,
     TargetScores,
     average,
@@ -34,7 +35,8 @@ def markdown(store: Store) -> str:
     tables = [_methods(rows), _targets(targets)]
     note = (
         f"Percent on the test split, mean ± standard deviation over {seeds_text(targets)}; bold: "
-        f"best of the methods that see the same shots; gap closed: {gap_ratio()}, of the means."
+        f"best of the methods that see the same shots; gap closed: {gap_ratio()}, of the means"
+        f"{' of targets that have not all their data' if FULL in shots_of(targets) else ''}."
     )
     gain = total.leads.get(BASELINE)
     if gain is not None:

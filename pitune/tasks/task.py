@@ -100,7 +100,12 @@ class Slice:
         return self.task, self.shots is None, self.shots or 0, self.seed
 
     def __str__(self) -> str:
-        return f"{self.task}@{self.shots or 'full'}#{self.seed}"
+        return f"{self.task}@{self.shots_text}#{self.seed}"
+
+    @property
+    def shots_text(self) -> str:
+        """The shot count as text: ``16``, or ``full``."""
+        return str(self.shots or "full")
 
 
 @dataclass(frozen=True)
