@@ -41,7 +41,7 @@ def make(plan: Plan, node: Node) -> None:
 
 
 def edges(job: GraphJob) -> list[dict[str, Any]]:
-    """Make up a graph: the sources are the nearer, the earlier their names come."""
+    """Make up a graph: the sources are the nearer, the earlier their names come; by label texts, the later."""
     found = []
     for target in sorted(job.slices):
         own = Slice.parse(target).task
@@ -50,7 +50,8 @@ def edges(job: GraphJob) -> list[dict[str, Any]]:
             if source != target:
                 rank = others.index(source) + 1 if source in others else 0
                 similarity = 1.0 - 0.125 * sum(map(ord, Slice.parse(source).task)) / 1000
-                found.append({"source": source, "target": target, "similarity": similarity, "rank": rank})
+                row = {"source": source, "target": target, "similarity": similarity, "rank": rank}
+                found.append(row | {"labels_cosine": rank / 10 if rank else 1.0})
     return found
 
 

@@ -205,21 +205,32 @@ class TaskGraph:
         rank = table["rank"].to_numpy()
         order = np.lexsort((rank, target))
         order = order[rank[order] > 0]  # by target, its nearest source first
-        self._source, self._similarity = source[order], table["similarity"].to_numpy()[order]
+        self._source = source[order]
+        values = [name for name in table.column_names if name not in ("source", "target", "rank")]
+        self._similarities = {name: table[name].to_numpy()[order] for name in values}
+        self._by_name = np.argsort(np.argsort(self._sources))
         edges = np.searchsorted(target[order], np.arange(len(targets) + 1)).tolist()
         self._parts = dict(zip(targets, itertools.pairwise(edges), strict=True))
 
-    def neighbours(self, target: str, k: int) -> list[tuple[str, float]]:
+    def neighbours(self, target: str, k: int, by: str = "similarity") -> list[tuple[str, float]]:
         """Return the ``k`` nearest sources of other tasks (all, where there are fewer) with their similarities.
 
+        Args:
+            target: a slice.
+            k: how many.
+            by: the column that says what is near; of equally near sources the first by name comes first.
+
         Raises:
-            PituneError: the graph does not know the target.
+            PituneError: the graph does not know the target, or has no such column.
         """
+        if by not in self._similarities:
+            raise PituneError(f"the task graph: has no column {by}; delete graph.parquet and run the study again")
         if target not in self._parts:
             raise PituneError(f"the task graph: knows no {target}; delete graph.parquet and run the study again")
         start, stop = self._parts[target]
-        part = slice(start, min(stop, start + k))
-        found = zip(self._source[part].tolist(), self._similarity[part].tolist(), strict=True)
+        sources, similarities = self._source[start:stop], self._similarities[by][start:stop]
+        order = slice(k) if by == "similarity" else np.lexsort((self._by_name[sources], -similarities))[:k]
+        found = zip(sources[order].tolist(), similarities[order].tolist(), strict=True)
         return [(self._sources[source], similarity) for source, similarity in found]
 
 

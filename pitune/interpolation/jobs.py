@@ -81,6 +81,14 @@ class MergeJob(_Mixing):
 
 
 @dataclass(frozen=True)
+class AverageJob(Job):
+    """An average of sources' experts, nearest first, each with its weight: nothing is chosen, no target is seen."""
+
+    neighbours: tuple[Neighbour, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class WeightSearchJob(_Mixing):
     """Weights of experts to be found without gradients, for each of several settings.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from pitune.errors import PituneError
 from pitune.experts import Bank, Expert, ExpertKind, Lora
 from pitune.experts.checkpoint import to_files
-from pitune.interpolation.jobs import MergeJob, WeightSearchJob
+from pitune.interpolation.jobs import AverageJob, MergeJob, WeightSearchJob
 from pitune.interpolation.merges import dare_ties, ties
 from pitune.interpolation.tune import Setting, starting_logits, validate_all
 from pitune.materials import Materials
@@ -162,6 +162,27 @@ def _merge(job: MergeJob, setting: Tried) -> Callable[[Sequence[Tensor]], Tensor
 
 
 # --- the stage ----------------------------------------------------------------------------------------------------
+
+
+def average(materials: Materials, job: AverageJob) -> None:
+    """Commit the weighted average of experts: the start plus their task vectors by weight. No data is looked at.
+
+    Raises:
+        PituneError: an expert cannot be read.
+    """
+    began = time.perf_counter()
+    bank = Bank(materials.kind, [materials.expert(one.expert) for one in job.neighbours])
+    materials.store.commit(
+        job.artifacts[0],
+        to_files(materials.kind, added_up(bank, materials.start, job.weights), materials.settings.uri),
+        job.fingerprint,
+        inputs=job.inputs,
+        members=[one.slice for one in job.neighbours],
+        weights=list(job.weights),
+        trials=1,
+        steps=0,
+        seconds=time.perf_counter() - began,
+    )
 
 
 def merge_best(materials: Materials, job: MergeJob) -> None:

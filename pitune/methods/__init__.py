@@ -21,12 +21,18 @@ from pitune.methods.task_arithmetic import TaskArithmetic
 from pitune.methods.ties import Ties
 from pitune.methods.uniform import Uniform
 from pitune.methods.zero_shot import ZeroShot
+from pitune.methods.zero_shot_nearest import ZeroShotNearest
+from pitune.methods.zero_shot_similarity import ZeroShotSimilarity
+from pitune.methods.zero_shot_uniform import ZeroShotUniform
 from pitune.settings import shown
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         ZeroShot(),
+        ZeroShotNearest(),
+        ZeroShotUniform(),
+        ZeroShotSimilarity(),
         Single(),
         Multitask(),
         Uniform(),

@@ -25,6 +25,7 @@ class Method(ABC):
         title: what people read at the head of its column.
         note: what it is, in one phrase that begins small and has no full stop.
         sees: what of the target's task it may see; methods are only ranked among those that see the shots.
+        similarity: what it ranks the sources by, as ``embedding.similarity`` would name it; None: by what that names.
         control: it is there to be compared with, not to be used: no rival of the others.
     """
 
@@ -32,6 +33,7 @@ class Method(ABC):
     title: ClassVar[str]
     note: ClassVar[str]
     sees: ClassVar[Sees]
+    similarity: ClassVar[str | None] = None
     control: ClassVar[bool] = False
 
     @abstractmethod

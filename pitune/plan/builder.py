@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pitune.embedding.graph import TaskGraph
+from pitune.embedding.spaces import column
 from pitune.interpolation.jobs import Neighbour
 from pitune.interpolation.scoring import ScoringJob, score
 from pitune.plan import comparing
@@ -157,19 +158,25 @@ class Builder:
         return comparing.features(self, chosen)
 
     def graph(self) -> Node:
-        """Return the task graph of all sources and targets, by all similarities or by the one that ranks them."""
+        """Return the task graph of all sources and targets, by all similarities or by those that rank them."""
         return comparing.graph(self)
 
-    def neighbours(self, target: Slice, k: int) -> tuple[Neighbour, ...]:
+    def neighbours(self, target: Slice, k: int, similarity: str | None = None) -> tuple[Neighbour, ...]:
         """Return the ``k`` sources that are nearest to a target, nearest first.
+
+        Args:
+            target: a target.
+            k: how many.
+            similarity: a method's, which is then its :attr:`~pitune.methods.Method.similarity`; None: the study's.
 
         Raises:
             Waits: the graph is not there yet; leave it to the plan, which comes again.
         """
         if self._graph is None:
             raise Waits
-        near = self._graph.neighbours(str(target), k)
-        return tuple(Neighbour(name, similarity, f"experts/{name}") for name, similarity in near)
+        by = str(column(similarity, self.config.embedding.labels)) if similarity else "similarity"
+        near = self._graph.neighbours(str(target), k, by)
+        return tuple(Neighbour(name, value, f"experts/{name}") for name, value in near)
 
     def farthest(self, target: Slice, k: int) -> tuple[Neighbour, ...]:
         """Return the ``k`` sources that are farthest from a target, farthest first.
@@ -247,8 +254,8 @@ class Builder:
     def score(self, method: str, target: Slice, expert: Node | None) -> Node:
         """Return the predictions of an expert (None: of the backbone alone) on the test split of a target's task.
 
-        An expert is scored once, whoever asks: its predictions lie under the slice whose expert it is, or under the
-        task, for targets share them, by the name of the method that asked first; a pair's by its own name.
+        An expert is scored once, whoever asks: its predictions lie under the slice or the task whose expert it is, or
+        under the target where that is another task's, by the name of the method that asked first; a pair's by its own.
         """
         task, scored = target.task, expert.name if expert else None
         if (task, scored) in self._scores:
@@ -281,7 +288,7 @@ class Builder:
 class Sketch(Builder):
     """Builds what the graph will ask for with made-up neighbours, to tell what waits for it."""
 
-    def neighbours(self, target: Slice, k: int) -> tuple[Neighbour, ...]:
+    def neighbours(self, target: Slice, k: int, similarity: str | None = None) -> tuple[Neighbour, ...]:
         """Return the first ``k`` sources of other tasks."""
         others = (source for source in self.facts.sources if source.task != target.task)
         return tuple(Neighbour(str(one), 0.0, f"experts/{one}") for one in itertools.islice(others, k))
@@ -295,9 +302,8 @@ def _place(method: str, target: Slice, expert: Node | None) -> str:
     """Return under what name an expert's predictions for a target lie."""
     if expert is None:
         return f"{target.task}/{method}"
-    family, _, pair = expert.name.partition("/")
+    family, _, rest = expert.name.partition("/")
+    owner, _, source = rest.partition("/")
     if family == PAIRS:
-        return f"{target}/{PAIRS}/{pair.partition('/')[2]}"
-    data: Data = getattr(expert.job, "data", ())
-    own = len(data) == 1 and data[0][0].task == target.task
-    return f"{data[0][0] if own else target}/{method}"
+        return f"{target}/{PAIRS}/{source}"
+    return f"{owner if owner.partition('@')[0] == target.task else target}/{method}"

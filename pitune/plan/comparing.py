@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from pitune.embedding.embed import EmbeddingJob, embed
 from pitune.embedding.features import FeaturesJob, make_features
 from pitune.embedding.graph import GraphJob, make_graph
-from pitune.embedding.spaces import LABELS, SPACES, column, columns, embedding_path
+from pitune.embedding.spaces import LABELS, SPACES, Column, column, columns, embedding_path
 from pitune.plan.node import Node
 from pitune.tasks.task import Slice
 
 if TYPE_CHECKING:
+    from pitune.config import StudyConfig
     from pitune.plan.builder import Builder
 
 GRAPH = "graph.parquet"
@@ -55,13 +56,13 @@ def features(plan: Builder, chosen: Slice) -> Node:
 
 
 def graph(plan: Builder) -> Node:
-    """Return the task graph of all slices that are compared, by all similarities or by the one that ranks them."""
+    """Return the task graph of all slices that are compared, by all similarities or by those that rank them."""
     if GRAPH in plan.nodes:
         return plan.nodes[GRAPH]
     chosen = plan.facts.embedded
     settings, sources = plan.config.embedding, plan.config.sources
     by = column(settings.similarity, settings.labels)
-    shown = columns() if settings.all else [by]
+    shown = columns() if settings.all else list(dict.fromkeys([by, *asked(plan.config)]))
     made = [getattr(plan, kind) for kind in dict.fromkeys(SPACES[one.space].made for one in shown)]
     nodes: list[dict[str, Node]] = [{str(one): make(one) for one in chosen} for make in made]
     inputs = {
@@ -77,6 +78,14 @@ def graph(plan: Builder) -> Node:
     job = GraphJob((GRAPH,), inputs, tuple(map(str, chosen)), sources, settings.labels, by, tuple(shown))
     needs = [node.name for held in nodes for node in held.values()]
     return plan.add(job, "graph", "task", needs, 0, make_graph)
+
+
+def asked(config: StudyConfig) -> list[Column]:
+    """Return the columns that methods of a study rank the sources by, where that is not the study's similarity."""
+    from pitune.methods import named  # late: a method's file may know the plan, and come first
+
+    rows = named(config.methods).values()
+    return [column(method.similarity, config.embedding.labels) for method in rows if method.similarity]
 
 
 def _sampled(plan: Builder, chosen: Slice) -> int:

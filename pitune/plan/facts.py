@@ -40,6 +40,7 @@ class Facts:
         for one in dict.fromkeys((*self.sources, *self.targets)):
             if one.shots is None:
                 self._full.setdefault(one.task, []).append(one)
+        self._first = {target.task: target for target in reversed(self.targets)}
         backbone = {
             "sha256": materials.backbone_asset.sha256,
             **config.backbone.model_dump(mode="json", exclude={"uri"}),
@@ -115,3 +116,7 @@ class Facts:
         full = self._full.get(target.task, ())
         same = (one for one in full if one.seed == target.seed)
         return next(same, full[0] if full else Slice(target.task, None, 0))
+
+    def first(self, task: str) -> Slice:
+        """Return a task's first target, which stands for all of them where they share something."""
+        return self._first[task]

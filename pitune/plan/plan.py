@@ -12,7 +12,7 @@ from pitune.embedding.graph import COLUMNS, TaskGraph
 from pitune.materials import Materials
 from pitune.methods.transfer import build_matrix
 from pitune.plan.builder import Builder, Sketch, Waits
-from pitune.plan.comparing import GRAPH
+from pitune.plan.comparing import GRAPH, asked
 from pitune.plan.facts import Facts
 from pitune.plan.node import Item, Lane, Node, State
 from pitune.results import RESULTS, TRANSFER
@@ -112,7 +112,8 @@ class Plan:
 
     def grow(self) -> None:
         """Build what depends on the graph's content; the graph is there now."""
-        graph = TaskGraph(self.store.table(GRAPH, columns=COLUMNS))
+        columns = dict.fromkeys([*COLUMNS, *map(str, asked(self.config))])
+        graph = TaskGraph(self.store.table(GRAPH, columns=list(columns)))
         self._builder = Builder(self.facts, graph, self._builder.nodes)
         self._methods()
 

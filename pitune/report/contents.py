@@ -23,6 +23,8 @@ from pitune.store import Store
 
 OF_SLICES = ("experts", "embeddings", "features", "slices")
 """Families that have an artifact for sources too, not for targets alone."""
+OF_TARGETS = ("predictions", "baselines")
+"""Families that have artifacts of a task as a whole, which its targets share."""
 OWN = "own expert"
 """How a target's own expert is called among the members of its interpolation."""
 TRAINED = "trained"
@@ -225,7 +227,7 @@ def wanted(settings: str) -> Callable[[str], bool]:
         family, *rest = artifact.split("/")
         owner = rest[0].removesuffix(".parquet") if rest else ""
         if "@" not in owner:
-            return (family != "predictions" or owner in tasks) and (artifact != TRANSFER or bool(matrix))
+            return (family not in OF_TARGETS or owner in tasks) and (artifact != TRANSFER or bool(matrix))
         task, shots, _ = split_slice(owner)
         if PAIRS in (family, *rest):
             return owner in targets | measured and rest[-1].removesuffix(".parquet") in sources | {COMMON}

@@ -93,7 +93,7 @@ def _page(store: Store, manifests: Manifests, settings: str) -> str:
         .get_template("template.html")
         .render(
             name=PurePosixPath(store.root.rstrip("/")).name,
-            sentences=words.headline(total, targets),
+            sentences=[*words.headline(total, targets), *words.zero_shot(total)],
             controlled=words.controlled(controls.verdict(total), list(total.targets)),
             helpers=words.helpers(edges),
             shortfalls=[*words.shortfalls(total, targets), *words.overlapping(manifests)] if targets else [],

@@ -21,6 +21,8 @@ from pitune.store import Store
 
 BASELINE, OURS = "single", "pi"
 """The study's question: what the second method gains over the first."""
+ALONE = "zero_shot"
+"""The backbone alone, which experts of other tasks are held against where nothing of a target is seen."""
 FULL = "full"
 """The shots, as text, of a target that has all its task's data."""
 
@@ -227,6 +229,15 @@ def by_slice(targets: Sequence[TargetScores], method: str) -> dict[str, float]:
 def compare(targets: Sequence[TargetScores], first: str, second: str) -> Difference | None:
     """Return ``first - second``, paired over the slices of ``targets``; None where no slice has both."""
     return difference(by_slice(targets, first), by_slice(targets, second))
+
+
+def compare_tasks(targets: Sequence[TargetScores], first: str, second: str) -> Difference | None:
+    """Return ``first - second``, paired over tasks, for methods that all targets of a task share the score of."""
+    one, two = (
+        {target.task: target.scores[method].mean for target in targets if method in target.scores}
+        for method in (first, second)
+    )
+    return difference(one, two)
 
 
 def by_seed(scores: Scores, first: str, second: str) -> Score | None:

@@ -21,7 +21,7 @@ from pitune.report.scores import (
     title,
 )
 from pitune.report.tables import Cell, TableRow, average_row, seeds_text, shots_of, target_row
-from pitune.report.words import bounds, controlled
+from pitune.report.words import bounds, controlled, zero_shot
 from pitune.store import Store
 
 
@@ -48,8 +48,8 @@ def markdown(store: Store) -> str:
             f"slices it is better or worse; {cost}: of one slice, all trials together, without the experts that it "
             "builds on."
         )
-    said = controlled(verdict(total), list(total.targets))
-    return "\n\n".join([*filter(None, tables), note, *filter(None, [said])]) + "\n"
+    said = [*zero_shot(total), controlled(verdict(total), list(total.targets))]
+    return "\n\n".join([*filter(None, tables), note, *filter(None, said)]) + "\n"
 
 
 def _methods(found: Overview) -> str:

@@ -6,13 +6,25 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
+from pitune.methods import METHODS
 from pitune.report.contents import Group, Manifests, Trial, group_name, split_slice
 from pitune.report.controls import Verdict
 from pitune.report.differences import DECIDING, Difference
 from pitune.report.numbers import between, ends, percent, plural, points, share, spread
 from pitune.report.prediction import RANDOM, Judgement, Occurrence, Row
 from pitune.report.ranking import in_use
-from pitune.report.scores import BASELINE, OURS, Average, TargetScores, compare, same_shots, seed_counts, title
+from pitune.report.scores import (
+    ALONE,
+    BASELINE,
+    OURS,
+    Average,
+    TargetScores,
+    compare,
+    compare_tasks,
+    same_shots,
+    seed_counts,
+    title,
+)
 from pitune.report.similarities import GraphEdge, graph_columns, task_similarity
 from pitune.report.tables import LEVEL, seeds_text
 from pitune.report.transfer import Pair, gained
@@ -28,11 +40,11 @@ def listed(names: list[str], most: int = MOST) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def bounds(found: Difference | None) -> str:
+def bounds(found: Difference | None, of: str = "slice") -> str:
     """Return ``95 % interval 0.4 to 2.9``, of how many slices where they are few; or why there is none."""
     if found is None or not found.has_interval:
-        return f"no interval: {plural(found.slices if found else 0, 'slice')}"
-    few = f", of only {found.slices} slices" if found.slices < DECIDING else ""
+        return f"no interval: {plural(found.slices if found else 0, of)}"
+    few = f", of only {plural(found.slices, of)}" if found.slices < DECIDING else ""
     return f"95\u00a0% interval {between(found)}{few}"
 
 
@@ -162,6 +174,20 @@ def overlapping(manifests: Manifests) -> list[str]:
     return [
         f"Sources are few: on {len(some)} of {plural(len(asked), 'slice')} the farthest are in part those that "
         f"{title(OURS)} mixes{all_of}; that control says less there."
+    ]
+
+
+def zero_shot(total: Average) -> list[str]:
+    """Return a sentence on what experts of other tasks bring where nothing of a task is seen but its label texts."""
+    rows = [m for m in total.means if METHODS[m].sees == "nothing" and m != ALONE]
+    leads = {method: compare_tasks(total.targets, method, ALONE) for method in rows}
+    apart = [f"{title(m)} {points(one.mean)} points ({bounds(one, 'task')})" for m, one in leads.items() if one]
+    if not apart:
+        return []
+    tasks = plural(len({target.task for target in total.targets}), "task")
+    return [
+        f"With no data of the target, experts of other tasks against {title(ALONE)}, paired over {tasks}: "
+        f"{listed(apart, most=len(apart))}."
     ]
 
 

@@ -172,6 +172,24 @@ def test_a_table_that_is_no_graph_is_one_line() -> None:
         TaskGraph(pa.table({"source": ["a"], "rank": [1]}))
 
 
+def test_another_column_ranks_as_it_says_and_ties_go_by_name() -> None:
+    near = {"b@full#0": 0.2, "a@full#0": 0.7, "d@full#0": 0.2, "c@full#0": 0.9}
+    rows = [
+        {"source": source, "target": "e@4#1", "similarity": 1 / rank, "rank": rank, "labels_cosine": near[source]}
+        for rank, source in enumerate(near, 1)
+    ]
+    own = {"source": "e@full#0", "target": "e@4#1", "similarity": 1.0, "rank": 0, "labels_cosine": 1.0}
+    graph = TaskGraph(pa.Table.from_pylist([own, *rows]))
+    assert graph.neighbours("e@4#1", 9, "labels_cosine") == [
+        *(("c@full#0", 0.9), ("a@full#0", 0.7)),
+        *(("b@full#0", 0.2), ("d@full#0", 0.2)),
+    ]
+    assert graph.neighbours("e@4#1", 1, "labels_cosine") == [("c@full#0", 0.9)]
+    assert [source for source, _ in graph.neighbours("e@4#1", 9)] == list(near)
+    with pytest.raises(PituneError, match=r"has no column true_cosine; delete graph\.parquet"):
+        graph.neighbours("e@4#1", 1, "true_cosine")
+
+
 def test_an_unknown_target_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(PituneError, match="knows no f@2#0"):
         TaskGraph(make(tmp_path, plane(), SOURCES)).neighbours("f@2#0", 2)

@@ -72,7 +72,7 @@ def test_a_ceiling_that_nobody_asks_for_is_not_made(folder: Path, tmp_path: Path
 
 
 def test_a_method_that_there_is_not_is_told_before_anything_is_looked_at(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(PituneError, match=r"^methods: found tiess; there are zero_shot, single, .*full$"):
+    with pytest.raises(PituneError, match=r"^methods: found tiess; there are zero_shot, .*full$"):
         made(folder, tmp_path, "methods=[pi,tiess]", "backbone.uri=nowhere")
 
 

@@ -109,6 +109,7 @@ def test_everything_of_a_full_target_is_of_the_study(plan: Plan) -> None:
     plan.store.write("study.yaml", plan.config.yaml().encode())
     is_wanted = wanted(plan.store.text("study.yaml"))
     assert all(is_wanted(artifact) for artifact in plan.store.artifacts())
+    assert not is_wanted("baselines/gamma/zero_shot_uniform") and is_wanted("baselines/alpha/zero_shot_uniform")
 
 
 def test_planned_again_nothing_is_left_and_few_shot_targets_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_full_and_few_shot_targets_in_earnest(tmp_path: Path) -> None:
         tmp_path,
         targets=["alpha@full#0", "alpha@2#0"],
         transfer={"sources": ["beta"]},
-        methods=["single", "ties", "lorahub", "pi", "pi_random", "full"],
+        methods=["zero_shot_uniform", "single", "ties", "lorahub", "pi", "pi_random", "full"],
         sweep={"top_k": [2], "temperature": [0.5], "own": ["trained", "fresh"], "validate_every": 2, "trials": 1},
         embedding={"all": False, "examples": 8},
     )
@@ -161,6 +162,7 @@ def test_full_and_few_shot_targets_in_earnest(tmp_path: Path) -> None:
         assert manifest is not None and set(manifest["members"]) == {"alpha@full#0", "beta@full#0", "gamma@full#0"}
     rows = {(row["shots"], row["method"]): row for row in store.table("results.parquet").to_pylist()}
     assert rows["full", "full"]["value"] == rows["full", "single"]["value"] == rows["2", "full"]["value"]
+    assert rows["full", "zero_shot_uniform"]["prediction"] == rows["2", "zero_shot_uniform"]["prediction"]
     steps = {shots: rows[shots, "single"]["steps"] for shots in ("full", "2")}
     assert steps == {"full": plan.config.training.full.steps, "2": plan.config.training.few.steps}
     assert not planned(tmp_path, tmp_path / "study").lanes()
