@@ -91,4 +91,4 @@ def asked(config: StudyConfig) -> list[Column]:
 def _sampled(plan: Builder, chosen: Slice) -> int:
     """Return how many examples stand for a slice, at most."""
     most = plan.config.embedding.examples
-    return min(len(plan.task(chosen.task).labels) * (chosen.shots or most), most)
+    return min(len(plan.task(chosen.task).pools) * (chosen.shots or most), most)

@@ -90,14 +90,14 @@ class Facts:
     def size(self, chosen: Slice) -> int:
         """Return how many training examples a slice has."""
         task = self.task(chosen.task)
-        return len(task.splits["train"]) if chosen.shots is None else chosen.shots * len(task.labels)
+        return len(task.splits["train"]) if chosen.shots is None else chosen.shots * len(task.pools)
 
     def validated(self, chosen: Slice) -> int:
         """Return how many examples a slice validates on."""
         task = self.task(chosen.task)
         if chosen.shots is None:
             return min(len(task.splits["validation"]), self.config.training.validation_examples)
-        return len(task.labels) * min(chosen.shots, VALIDATION_SHOTS)
+        return len(task.pools) * min(chosen.shots, VALIDATION_SHOTS)
 
     def length(self, task: str) -> int:
         """Return about how many tokens a task's examples have, without opening the backbone."""

@@ -42,12 +42,19 @@ class Columns:
         text: of the text; None: ``text``, or no column where there is one of pictures.
         image: of the picture; None: there are no pictures. Of shards: the members' extensions, ``jpg;png``.
         key: of the key; None: webdataset shards have keys of their own, others get ``train-000123``.
+        caption: of the caption; it is the label value, instead of ``label``.
     """
 
     label: str
     text: str | None = None
     image: str | None = None
     key: str | None = None
+    caption: str | None = None
+
+    @property
+    def answer(self) -> str:
+        """The column of what is to be told of an example."""
+        return self.label if self.caption is None else self.caption
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Row:
     Attributes:
         key: names it.
         text: None where the table has no text column.
-        label: a label value.
+        label: a label value; of a retrieval task the caption.
         place: where it stands, for errors: ``file: row 3``.
         picture: None where the table has no pictures.
     """
@@ -87,7 +94,7 @@ def read_rows(path: Path, split: str, columns: Columns) -> list[Row]:
         return _tree_rows(path, pictures, split, columns)
     _check_kinds(path, files)
     text = "text" if columns.text is None and columns.image is None else columns.text
-    names = [name for name in (text, columns.label, columns.key) if name is not None]
+    names = [name for name in (text, columns.answer, columns.key) if name is not None]
     rows: list[Row] = []
     for file in files:
         for number, record in enumerate(READERS[file.suffix](file, names, columns.image), start=1):
@@ -96,7 +103,7 @@ def read_rows(path: Path, split: str, columns: Columns) -> list[Row]:
             key = own or f"{split}-{len(rows):06d}"
             body = None if text is None else _value(record, text, place)
             picture = None if columns.image is None else _picture(record, columns.image, file, number, place)
-            rows.append(Row(key, body, _value(record, columns.label, place), place, picture))
+            rows.append(Row(key, body, _value(record, columns.answer, place), place, picture))
     if not rows:
         raise PituneError(f"{path}: has no rows")
     return rows
@@ -187,7 +194,7 @@ def _cannot_be_listed(error: OSError) -> None:
 
 def _tree_rows(folder: Path, pictures: list[str], split: str, columns: Columns) -> list[Row]:
     """Return the rows of a folder of pictures: the first folder on the way to a picture is its label value."""
-    for field in ("text", "image", "key"):
+    for field in ("text", "image", "key", "caption"):
         if getattr(columns, field) is not None:
             raise PituneError(f"{folder}: is a folder of pictures, which has no columns; leave {field} out")
     rows = []

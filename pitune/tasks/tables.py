@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Self
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from pitune.assets import fetch, located
 from pitune.errors import PituneError
@@ -22,7 +24,7 @@ from pitune.settings import Settings
 from pitune.store import fingerprint_of
 from pitune.tasks.metrics import METRICS
 from pitune.tasks.readers import Columns, Row, read_rows
-from pitune.tasks.task import NAME, SPLITS, Example, Task
+from pitune.tasks.task import NAME, SPLITS, Example, Family, Task
 
 SHARES: dict[tuple[str, ...], tuple[float, float, float]] = {
     (): (1.0, 0.0, 0.0),
@@ -51,6 +53,8 @@ class TableSource(Settings):
         label: the column with the label value; of shards: ``cls``, or a field of ``.json``.
         key: the column that names an example for good; without it: split and row, ``train-000123``.
         labels: for each label value, in the order of the label indices, the text that describes it to the backbone.
+        caption: makes it a retrieval task, with neither ``label`` nor ``labels``: the column with the text that is to
+            be found, for each example, among those of all examples; of shards as for ``text``.
         metric: a name in :data:`pitune.tasks.metrics.METRICS`.
     """
 
@@ -63,7 +67,8 @@ class TableSource(Settings):
     image: str | None = None
     label: str = "label"
     key: str | None = None
-    labels: dict[str, str] = Field(min_length=2)
+    labels: dict[str, str] | None = Field(None, min_length=2)
+    caption: str | None = None
     metric: str = "accuracy"
 
     def located(self) -> TableSource:
@@ -80,12 +85,22 @@ class TableSource(Settings):
 
     @field_validator("labels")
     @classmethod
-    def _differ(cls, labels: dict[str, str]) -> dict[str, str]:
+    def _differ(cls, labels: dict[str, str] | None) -> dict[str, str] | None:
+        if labels is None:
+            return None
         if not all(text.strip() for text in labels.values()):
             raise ValueError("a label's text is empty; describe the label in a few words")
         if len(set(labels.values())) < len(labels):
             raise ValueError("two labels have the same text; no model can tell them apart")
         return labels
+
+    @model_validator(mode="after")
+    def _has_candidates(self) -> Self:
+        if self.labels is None and self.caption is None:
+            raise ValueError("has no labels; give each label value's text, or, for retrieval, the column caption")
+        if self.caption is not None and (self.labels is not None or "label" in self.model_fields_set):
+            raise ValueError("has a caption, which is found among all captions, and label or labels; leave one out")
+        return self
 
 
 def table_task(name: str, source: TableSource) -> Task:
@@ -96,20 +111,21 @@ def table_task(name: str, source: TableSource) -> Task:
             empty text or picture or a key twice, some tables have pictures or texts and others none, or a split lacks a
             class.
     """
-    columns = Columns(source.label, source.text, source.image, source.key)
+    columns = Columns(source.label, source.text, source.image, source.key, source.caption)
     uris = {"train": source.train, "validation": source.validation, "test": source.test}
     tables = {split: read_rows(fetch(uri).path, split, columns) for split, uri in uris.items() if uri is not None}
     missing = tuple(split for split in SPLITS if split not in tables)
     return build_task(name, source.metric, source.labels, {**tables, **split_rows(tables["train"], missing)})
 
 
-def build_task(name: str, metric: str, labels: Mapping[str, str], rows: Mapping[str, list[Row]]) -> Task:
-    """Build a classification task: drop duplicates (see above), check everything, take the fingerprint.
+def build_task(name: str, metric: str, labels: Mapping[str, str] | None, rows: Mapping[str, list[Row]]) -> Task:
+    """Build a task: drop duplicates (see above), check everything, take the fingerprint.
 
     Args:
         name: the task's name.
         metric: a name in :data:`pitune.tasks.metrics.METRICS`.
-        labels: each label value's text; the order gives the label indices.
+        labels: each label value's text; the order gives the label indices. None: it is a retrieval task, whose label
+            values are captions; those of all rows are its labels, in alphabetic order.
         rows: the rows of each split.
 
     Raises:
@@ -117,16 +133,22 @@ def build_task(name: str, metric: str, labels: Mapping[str, str], rows: Mapping[
     """
     if NAME.fullmatch(name) is None:
         raise PituneError(f"task {name!r}: a task's name has lower-case letters, digits, _ and - only")
+    family: Family = "classification"
+    if labels is None:
+        family, rows = "retrieval", {split: [_captioned(row) for row in rows[split]] for split in SPLITS}
+        labels = {label: label for label in sorted({row.label for held in rows.values() for row in held})}
     index = {label: i for i, label in enumerate(labels)}
     checked = {split: [_example(name, row, index) for row in rows[split]] for split in SPLITS}
     _check_keys(name, checked)
     splits = without_duplicates(checked)
-    _check_classes(name, tuple(labels), splits)
+    _check_classes(name, tuple(labels) if family == "classification" else (), splits)
     modality = _modality(name, splits)
     facts = {"name": name, "modality": modality, "metric": metric, "labels": list(labels.items())}
+    if family != "classification":  # which the tasks were before there were others: theirs are what they were
+        facts["family"] = family
     content = {split: [_facts(example) for example in examples] for split, examples in splits.items()}
     fingerprint = fingerprint_of({"task": facts, "splits": content})
-    return Task(name, modality, metric, tuple(labels), tuple(labels.values()), splits, fingerprint)
+    return Task(name, modality, metric, tuple(labels), tuple(labels.values()), splits, fingerprint, family)
 
 
 def without_duplicates(splits: Mapping[str, list[Example]]) -> dict[str, tuple[Example, ...]]:
@@ -180,6 +202,14 @@ def _example(task: str, row: Row, index: Mapping[str, int]) -> Example:
     return Example(row.key, text, index[row.label], row.picture)
 
 
+def _captioned(row: Row) -> Row:
+    """Return a row of a retrieval task with its caption as it is compared with others: without white space around."""
+    caption = row.label.strip()
+    if not caption:
+        raise PituneError(f"{row.place}: the caption is empty; remove the row or fill it in")
+    return replace(row, label=caption)
+
+
 def _check_keys(task: str, splits: Mapping[str, list[Example]]) -> None:
     seen: set[str] = set()
     for example in (example for examples in splits.values() for example in examples):
@@ -190,6 +220,8 @@ def _check_keys(task: str, splits: Mapping[str, list[Example]]) -> None:
 
 def _check_classes(task: str, labels: tuple[str, ...], splits: Mapping[str, tuple[Example, ...]]) -> None:
     for split, examples in splits.items():
+        if not examples:
+            raise PituneError(f"task {task}: its {split} split has no example; it needs one or more")
         present = {example.label for example in examples}
         for index, label in enumerate(labels):
             if index not in present:

@@ -1,13 +1,20 @@
-"""What a task is: examples per split, candidate labels with their texts, a metric; and its slices."""
+"""What a task is: examples per split, candidate labels with their texts, a metric; and its slices.
+
+**A family** says what the labels are. In *classification* they are classes with many examples each: every split has
+all of them, and a shot is one example of each. In *retrieval* they are captions, and nearly every example has one of
+its own, which is to be found among those of all splits; accuracy is then recall at 1. A shot is one example of each of
+:data:`WAYS` groups, so that it means about as many examples as one of a task with a few classes.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import total_ordering
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 
@@ -18,6 +25,10 @@ SPLITS = ("train", "validation", "test")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 VALIDATION_SHOTS = 4
 """A few-shot slice validates on min(shots, 4) further examples per class, as in CoOp (arXiv 2109.01134)."""
+WAYS = 5
+"""How many examples a shot of a retrieval task has: 16 shots and 4 to validate on fit into 100 training examples."""
+
+Family = Literal["classification", "retrieval"]
 
 
 @dataclass(frozen=True)
@@ -45,10 +56,11 @@ class Task:
         name: lower-case letters, digits, ``_`` and ``-``.
         modality: what each of its examples has, and goes into the backbone: ``text``, ``image`` or ``image+text``.
         metric: the name of a function in :mod:`pitune.tasks.metrics`.
-        labels: the candidate labels, in the order of their indices.
+        labels: the candidate labels, in the order of their indices; of a retrieval task its captions.
         label_texts: the text of each candidate, which the frozen backbone embeds.
         splits: ``train``, ``validation`` and ``test`` examples; fixed, the same for every seed.
-        fingerprint: the hash of all of the above.
+        fingerprint: the hash of everything else here.
+        family: what the labels are.
     """
 
     name: str
@@ -58,14 +70,28 @@ class Task:
     label_texts: tuple[str, ...]
     splits: Mapping[str, tuple[Example, ...]]
     fingerprint: str
+    family: Family = "classification"
 
     @functools.cached_property
     def pools(self) -> tuple[tuple[Example, ...], ...]:
-        """The training examples of each label."""
+        """The groups of training examples of which a shot takes one each.
+
+        Of a classification task the examples of each label; of a retrieval task :data:`WAYS` groups, to which the
+        examples are dealt in the order of a hash of their keys, so that their sizes differ by 1 at most.
+        """
+        if self.family == "retrieval":
+            dealt = sorted(self.splits["train"], key=lambda one: hashlib.sha256(f"pool {one.key}".encode()).digest())
+            return tuple(tuple(dealt[group::WAYS]) for group in range(WAYS))
         pools: list[list[Example]] = [[] for _ in self.labels]
         for example in self.splits["train"]:
             pools[example.label].append(example)
         return tuple(map(tuple, pools))
+
+    def pool_name(self, index: int) -> str:
+        """Return what one of the ``pools`` is, for errors."""
+        if self.family == "retrieval":
+            return f"group {index + 1} of the {WAYS} that retrieval task {self.name}'s examples are dealt to"
+        return f"class {self.labels[index]!r} of task {self.name}"
 
 
 @total_ordering
@@ -119,12 +145,12 @@ class SliceData:
 def draw(task: Task, chosen: Slice) -> SliceData:
     """Draw a slice's examples.
 
-    A full slice has the task's train and validation splits. A few-shot slice draws ``shots`` training examples per
-    class, and ``min(shots, 4)`` further ones per class to validate on, both from the train split. The draw depends on
-    the seed alone: the same seed's 4 shots are the first 4 of its 16.
+    A full slice has the task's train and validation splits. A few-shot slice draws ``shots`` training examples of each
+    of its ``pools`` (per class), and ``min(shots, 4)`` further ones of each to validate on, both from the train split.
+    The draw depends on the seed alone: the same seed's 4 shots are the first 4 of its 16.
 
     Raises:
-        PituneError: a class has too few examples.
+        PituneError: a pool has too few examples.
     """
     if chosen.shots is None:
         return SliceData(task.splits["train"], task.splits["validation"])
@@ -144,14 +170,14 @@ def check_shots(task: Task, chosen: Slice) -> None:
     """Check that a slice can be drawn.
 
     Raises:
-        PituneError: a class has too few examples.
+        PituneError: a pool has too few examples.
     """
     if chosen.shots is None:
         return
     further = min(chosen.shots, VALIDATION_SHOTS)
-    for label, pool in zip(task.labels, task.pools, strict=True):
+    for index, pool in enumerate(task.pools):
         if len(pool) < chosen.shots + further:
             raise PituneError(
-                f"slice {chosen}: class {label!r} of task {task.name} has {len(pool)} training examples, "
+                f"slice {chosen}: {task.pool_name(index)} has {len(pool)} training examples, "
                 f"{chosen.shots} shots and {further} to validate on need {chosen.shots + further}"
             )

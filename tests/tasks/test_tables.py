@@ -187,11 +187,42 @@ def test_other_faults_are_one_line_too(tmp_path: Path) -> None:
         {"labels": {"0": " ", "1": "b"}},
         {"metric": "acuracy"},
         {"colour": "red"},
+        {"labels": None},
+        {"caption": "title"},
+        {"labels": None, "caption": "title", "label": "kind"},
     ],
 )
 def test_a_source_that_cannot_be_right_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         TableSource.model_validate({"train": "a.csv", "labels": LABELS, **change})
+
+
+def test_a_column_of_captions_makes_a_retrieval_task(tmp_path: Path) -> None:
+    records = [{"text": f"text {i}", "title": f" title {max(i, 3)} "} for i in range(200)]
+    task = table_task("mine", TableSource(train=write(tmp_path / "a.jsonl", records), caption="title"))
+    assert task.family == "retrieval" and task.labels == task.label_texts
+    assert task.labels == tuple(sorted(f"title {i}" for i in range(3, 200)))
+    for examples in task.splits.values():
+        for example in examples:
+            number = int(example.text.split()[1])
+            assert task.labels[example.label] == f"title {max(number, 3)}"
+    titles = {record["title"].strip(): record["title"].strip() for record in records}
+    same = write(tmp_path / "b.jsonl", [{**record, "label": record["title"].strip()} for record in records])
+    with pytest.raises(PituneError, match="split has no example of class"):
+        table_task("mine", TableSource(train=same, labels=titles))
+
+
+def test_faults_of_retrieval_are_one_line(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "title": f"title {i}"} for i in range(60)]
+    good = write(tmp_path / "good.jsonl", rows)
+    bad = write(tmp_path / "bad.jsonl", [*rows, {"text": "more", "title": " "}])
+    few = write(tmp_path / "few.jsonl", rows[:1])
+    assert "row 61: the caption is empty" in refusal(TableSource(train=bad, caption="title"))
+    assert "has no column 'caption'; it has text, title" in refusal(TableSource(train=good, caption="caption"))
+    assert "split has no example; it needs one or more" in refusal(TableSource(train=few, caption="title"))
+    (tmp_path / "tree" / "a").mkdir(parents=True)
+    (tmp_path / "tree" / "a" / "1.png").write_bytes(b"some")
+    assert "has no columns; leave caption out" in refusal(TableSource(train=str(tmp_path / "tree"), caption="title"))
 
 
 def test_numbers_in_yaml_name_labels() -> None:

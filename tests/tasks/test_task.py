@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+
+import numpy as np
 import pytest
 
 from pitune.errors import PituneError
-from pitune.tasks.task import Example, Slice, Task, draw
+from pitune.tasks.task import WAYS, Example, Slice, Task, draw
 
 
 def make_task(per_class: int, classes: int = 3) -> Task:
@@ -61,3 +65,34 @@ def test_too_few_examples_are_one_line() -> None:
     draw(make_task(per_class=8), Slice("toy", 4, 0))
     with pytest.raises(PituneError, match=r"^slice toy@4#0: class 'a' of task toy has 7 training examples.* need 8$"):
         draw(make_task(per_class=7), Slice("toy", 4, 0))
+
+
+def make_retrieval(count: int) -> Task:
+    train = tuple(Example(f"p{i}", f"text {i}", i) for i in range(count))
+    captions = tuple(f"caption {i}" for i in range(count))
+    splits = {"train": train, "validation": train[:1], "test": train[:1]}
+    return Task("toy", "text", "accuracy", captions, captions, splits, "f", "retrieval")
+
+
+def test_a_retrieval_task_is_dealt_into_groups_of_equal_size_whatever_the_order() -> None:
+    task = make_retrieval(103)
+    assert sorted(map(len, task.pools)) == [20, 20, 21, 21, 21] and len(task.pools) == WAYS
+    by_hash = sorted((hashlib.sha256(f"pool {one.key}".encode()).hexdigest(), one) for one in task.splits["train"])
+    assert [one.key for one in task.pools[1]] == [one.key for place, (_, one) in enumerate(by_hash) if place % 5 == 1]
+    turned = dataclasses.replace(task, splits={**task.splits, "train": task.splits["train"][::-1]})
+    assert turned.pools == task.pools
+
+
+@pytest.mark.parametrize("shots", [1, 4, 16])
+def test_a_shot_of_a_retrieval_task_is_one_example_of_each_group(shots: int) -> None:
+    task = make_retrieval(100)
+    drawn = draw(task, Slice("toy", shots, 3))
+    expected = [
+        task.pools[group][place]
+        for group in range(WAYS)
+        for place in np.random.default_rng([3, group]).permutation(20)[:shots]
+    ]
+    assert list(drawn.train) == expected and len(drawn.validation) == WAYS * min(shots, 4)
+    assert not set(drawn.train) & set(drawn.validation)
+    with pytest.raises(PituneError, match=r"^slice toy@16#0: group 5 of the 5 that retrieval task toy's .* has 19 tr"):
+        draw(make_retrieval(99), Slice("toy", 16, 0))

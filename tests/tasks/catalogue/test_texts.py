@@ -20,6 +20,7 @@ SIZES = {
     "tweets": (2082, 510, 770),
     "newsgroups": (10178, 1088, 7528),
     "reuters": (4904, 515, 2189),
+    "bbc": (1268, 345, 518),
 }
 FINGERPRINTS = {
     "movie": "f0396fccd81b1d77b81ecca6ab3f6f95585de9a7cdb1c6d4f73b83c639517c9e",
@@ -28,6 +29,7 @@ FINGERPRINTS = {
     "tweets": "1ce6f93e4863081ffbcff212bef5b2d1e48b758bbe6ba2182528cb70d497c2b8",
     "newsgroups": "84d247394c02217e9fd57bef61c7c6266dd5564e54e65b8ef65afebc62422acb",
     "reuters": "c9d968b6fb259430f44a0a2d188e023a397e22b8209f92eb18b4c30cfb8bd199",
+    "bbc": "e44c87c59b04d4a850e8205a7469117e4ae523eec0dee0d9b421473125e91b06",
 }
 """What the results on disk were made from: another fingerprint would make every study anew."""
 FILES = {

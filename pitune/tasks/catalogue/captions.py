@@ -1,0 +1,152 @@
+"""The tasks of pictures and their captions: which of all captions of the task is this picture's?
+
+They are tasks of retrieval: nearly every picture has a caption of its own, and all of a task's captions, those of test
+pictures among them, are candidates. Keys are those of the picture's task in :mod:`drawings`, where there is one.
+
+**stamp_captions**: stamps of Tux Paint with the first line of what the program says of them.
+
+**clipart_titles**: drawings of openclipart.org with the title in the drawing's svg file. Left out is what says nothing
+of the picture: titles that begin with ``Clipart by``, those that more than three drawings have (a collection's), those
+without a word of three letters; and ``signs_and_symbols/flags``, of which **flags** has its own.
+
+**emoji_names**: emoji with their Unicode names, in lower case, without flags; as in ``emoji``, pictures of test are in
+another style than those of train and validation.
+
+**flags**: flags of countries and territories, with the English name; without those that fly another one's.
+
+The split comes from the key's hash: 50% train, 10% validation, 40% test (tests are small, and noise with them large). A
+picture that is in one of these test splits is in the train split of none of its sister tasks (``stamps``, ``clipart``,
+``emoji``, ``clipart_match``), nor the other way round: the same hash gives those 60%, 15% and 25%.
+
+===================  =====  ==========  =====  ========
+name                 train  validation  test   captions
+===================  =====  ==========  =====  ========
+``stamp_captions``   381    80          322    674
+``clipart_titles``   984    191         792    1884
+``emoji_names``      804    161         619    1598
+``flags``            103    23          116    242
+===================  =====  ==========  =====  ========
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pitune.assets import fetch
+from pitune.errors import PituneError
+from pitune.tasks.catalogue import drawings
+from pitune.tasks.readers import Row
+from pitune.tasks.tables import build_task, split_of
+from pitune.tasks.task import SPLITS, Task
+
+SHARES = (0.5, 0.1, 0.4)
+"""Of keys, which become train, validation and test."""
+SVG = "deb:openclipart-svg#usr/share/openclipart/svg"
+FLAGS = "npm:svg-country-flags@1.2.10#package"
+TITLE = re.compile(r"<dc:title[^>]*>([^<]*)</dc:title>")
+KEYWORDS = re.compile(r"<dc:subject[^>]*>(.*?)</dc:subject>", re.DOTALL)
+KEYWORD = re.compile(r"<rdf:li[^>]*>([^<]*)</rdf:li>")
+WORD = re.compile(r"[^\W\d_]{3}")
+NO_TITLE = "Clipart by"
+MOST_ALIKE = 3
+"""Drawings that may have the same title: what more have names a collection."""
+FLAGS_FOLDER = "signs_and_symbols/flags/"
+NO_KEYWORDS = {"", "hash", "unsorted"}
+SAME_FLAG = {"AN", "BQ", "BV", "GB-NIR", "GF", "GP", "HM", "MF", "MQ", "PM", "RE", "SH", "SJ", "UM"}
+"""Territories that fly the flag of the country that they are a part of, and one that is no more."""
+
+
+def _stamps(name: str) -> Task:
+    said = ((row, Path(row.place).with_suffix(".txt")) for row in drawings.stamp_rows())
+    rows = [replace(row, label=_tidy(_text(file).partition("\n")[0])) for row, file in said if file.exists()]
+    return _retrieval(name, rows)
+
+
+def _clipart(name: str) -> Task:
+    return _retrieval(name, [row for row, _ in titled()])
+
+
+def _emoji(name: str) -> Task:
+    names = _names(fetch(f"{drawings.TWITTER}/emoji.json").path)
+    flat, deep = drawings.emoji_rows()
+    splits = _split([replace(row, label=names[row.key]) for row in flat if row.label != "Flags"])
+    splits["test"] = [replace(deep[row.key], label=row.label) for row in splits["test"]]
+    return build_task(name, "accuracy", None, splits)
+
+
+def _flags(name: str) -> Task:
+    folder = fetch(FLAGS).path
+    file = folder / "countries.json"
+    try:
+        countries = {str(code): str(country) for code, country in json.loads(file.read_bytes()).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise PituneError(f"{file}: is no mapping of codes to countries") from error
+    pictures = ((code, country, folder / "png250px" / f"{code.lower()}.png") for code, country in countries.items())
+    return _retrieval(name, [drawings.picture_row(*one) for one in pictures if one[0] not in SAME_FLAG])
+
+
+def titled() -> list[tuple[Row, frozenset[str]]]:
+    """Return the drawings of openclipart.org that have a title of use, which is their label, and their keywords."""
+    folder = fetch(SVG).path
+    rows, keywords = [], {}
+    for row in drawings.clipart_rows():
+        file = (folder / row.key).with_suffix(".svg")
+        if not row.key.startswith(FLAGS_FOLDER) and file.exists():
+            title, keywords[row.key] = _said(_text(file))
+            rows.append(replace(row, label=title))
+    counts = Counter(row.label for row in rows)
+    return [
+        (row, keywords[row.key])
+        for row in drawings.distinct(iter(rows))
+        if WORD.search(row.label) and not row.label.startswith(NO_TITLE) and counts[row.label] <= MOST_ALIKE
+    ]
+
+
+def _said(svg: str) -> tuple[str, frozenset[str]]:
+    """Return an svg file's title and keywords."""
+    title, held = TITLE.search(svg), KEYWORDS.search(svg)
+    words = {_tidy(word).lower() for word in KEYWORD.findall(held[1])} if held else set()
+    return _tidy(title[1]) if title else "", frozenset(words - NO_KEYWORDS)
+
+
+def _tidy(text: str) -> str:
+    """Return text in words: without entities, underscores and runs of white space."""
+    return " ".join(html.unescape(text).replace("_", " ").split())
+
+
+def _text(file: Path) -> str:
+    return file.read_bytes().decode("utf-8", "replace")
+
+
+def _names(file: Path) -> dict[str, str]:
+    """Return each emoji's name by its file's."""
+    try:
+        return {Path(one["image"]).stem: str(one["name"]).lower() for one in json.loads(file.read_bytes())}
+    except (ValueError, LookupError, TypeError) as error:
+        raise PituneError(f"{file}: is no list of emoji with an image and a name each") from error
+
+
+def _retrieval(name: str, rows: list[Row]) -> Task:
+    return build_task(name, "accuracy", None, _split([row for row in drawings.distinct(iter(rows)) if row.label]))
+
+
+def _split(rows: list[Row]) -> dict[str, list[Row]]:
+    parts: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    for row in rows:
+        parts[split_of(row.key, SHARES)].append(row)
+    return parts
+
+
+TASKS: Mapping[str, Callable[[str], Task]] = {
+    "stamp_captions": _stamps,
+    "clipart_titles": _clipart,
+    "emoji_names": _emoji,
+    "flags": _flags,
+}
+"""What makes each of them, given its name."""

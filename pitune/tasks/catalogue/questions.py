@@ -1,0 +1,100 @@
+"""The tasks of a picture and a text: questions about pictures, and whether a title is a picture's.
+
+**easy_vqa**: questions about a shape and its colour (``what is the blue shape?``), with 13 answers (Victor Zhou's
+easy-VQA). The package's own splits; of its train pictures 10% by the key's hash are validation, with all their
+questions. Keys are ``train/12#3``: the picture's number, and the question's among all of the split.
+
+**clipart_match**: is this title this drawing's? Each drawing of ``clipart_titles`` stands there twice, with its own
+title and with another one's: of a drawing in the same split, under another top folder, with no keyword and no word of
+the title in common, the first such from a place that a hash gives. So the texts alone tell nothing. A drawing is in the
+split that ``clipart`` has it in, by the key's hash 60% train, 15% validation and 25% test.
+
+=================  =====  ==========  =====  =======
+name               train  validation  test   classes
+=================  =====  ==========  =====  =======
+``easy_vqa``       34445  4130        9673   13
+``clipart_match``  2350   594         990    2
+=================  =====  ==========  =====  =======
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from pitune.assets import fetch
+from pitune.errors import PituneError
+from pitune.tasks.catalogue import captions
+from pitune.tasks.catalogue.drawings import picture_row
+from pitune.tasks.readers import Row
+from pitune.tasks.tables import SHARES, build_task, split_of
+from pitune.tasks.task import SPLITS, Task
+
+EASY = "pypi:easy-vqa==1.0#easy_vqa/data"
+WORDS = re.compile(r"[^\W\d_]{3,}")
+MATCH_LABELS = {"yes": "yes, the picture shows this", "no": "no, the picture shows something else"}
+
+
+def _easy(name: str) -> Task:
+    folder = fetch(EASY).path
+    answers = (folder / "answers.txt").read_text(encoding="utf-8").split()
+    train = _asked(folder / "train")
+    parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": _asked(folder / "test")}
+    for row in train:
+        parts[split_of(row.key.partition("#")[0], SHARES[("validation",)])].append(row)
+    return build_task(name, "accuracy", {answer: f"the answer is {answer}" for answer in answers}, parts)
+
+
+def _asked(folder: Path) -> list[Row]:
+    """Return the questions of a split, each with its picture."""
+    file = folder / "questions.json"
+    try:
+        found = [(str(text), str(answer), int(image)) for text, answer, image in json.loads(file.read_bytes())]
+    except (OSError, ValueError, TypeError) as error:
+        raise PituneError(f"{file}: is no list of a question, an answer and a picture's number each") from error
+    pictures = {image: picture_row("", "", folder / "images" / f"{image}.png").picture for _, _, image in found}
+    return [
+        Row(f"{folder.name}/{image}#{number}", text, answer, f"{file}: question {number}", pictures[image])
+        for number, (text, answer, image) in enumerate(found)
+    ]
+
+
+def _match(name: str) -> Task:
+    parts: dict[str, list[_Drawing]] = {split: [] for split in SPLITS}
+    for row, keywords in captions.titled():
+        drawing = _Drawing(row, keywords, row.key.partition("/")[0], frozenset(WORDS.findall(row.label.lower())))
+        parts[split_of(row.key, SHARES[("validation", "test")])].append(drawing)
+    rows = {split: [row for one in held for row in _right_and_wrong(one, held)] for split, held in parts.items()}
+    return build_task(name, "accuracy", MATCH_LABELS, rows)
+
+
+class _Drawing(NamedTuple):
+    """A drawing with its keywords, its top folder and the words of its title."""
+
+    row: Row
+    keywords: frozenset[str]
+    top: str
+    words: frozenset[str]
+
+    def is_akin(self, other: _Drawing) -> bool:
+        """Say whether the other one's title might be this one's."""
+        return self.top == other.top or bool(self.keywords & other.keywords or self.words & other.words)
+
+
+def _right_and_wrong(one: _Drawing, held: list[_Drawing]) -> list[Row]:
+    """Return a drawing with its own title and with a stranger's in ``held``; nothing where there is none."""
+    row = one.row
+    start = int.from_bytes(hashlib.sha256(row.key.encode()).digest()[8:16]) % len(held)  # not the bytes that split
+    wrong = next((other for other in held[start:] + held[:start] if not one.is_akin(other)), None)
+    if wrong is None:
+        return []
+    titles = {"yes": row.label, "no": wrong.row.label}
+    return [Row(f"{row.key}#{label}", title, label, row.place, row.picture) for label, title in titles.items()]
+
+
+TASKS: Mapping[str, Callable[[str], Task]] = {"easy_vqa": _easy, "clipart_match": _match}
+"""What makes each of them, given its name."""

@@ -1,0 +1,190 @@
+"""The catalogue's captions and questions from packages made up here, with no network."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pitune.assets import Asset, content_hash
+from pitune.errors import PituneError
+from pitune.tasks.catalogue import captions, drawings, load_task, questions
+from pitune.tasks.tables import SHARES, split_of
+from pitune.tasks.task import Task
+
+RNG = np.random.default_rng(1)
+Serve = Callable[[str, Path], None]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """Let what begins with a URI be fetched from a folder."""
+    monkeypatch.setenv("PITUNE_CACHE", str(tmp_path / "cache"))
+    served: dict[str, Path] = {}
+
+    def fetched(uri: str, sha256: str | None = None) -> Asset:
+        base = next(base for base in served if uri.startswith(base))
+        path = served[base] / uri.removeprefix(base).lstrip("/")
+        return Asset(path, content_hash(path), uri)
+
+    for module in (captions, drawings, questions):
+        monkeypatch.setattr(module, "fetch", fetched)
+    return served.__setitem__
+
+
+def picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RNG.integers(0, 256, (9, 9, 3), np.uint8)).save(path, path.suffix[1:].upper())
+    return path
+
+
+def said(task: Task) -> dict[str, str]:
+    """The caption of each key."""
+    return {one.key: task.label_texts[one.label] for split in task.splits.values() for one in split}
+
+
+def check_shares(task: Task) -> None:
+    for split, examples in task.splits.items():
+        assert examples and {split_of(example.key, captions.SHARES) for example in examples} == {split}
+
+
+def test_stamps_have_the_first_line_of_what_is_said_of_them(tmp_path: Path, serve: Serve) -> None:
+    for number in range(60):
+        file = picture(tmp_path / "stamps" / "animals" / f"{number}.png")
+        file.with_suffix(".txt").write_text(f"Animal  {number}.\nfr.utf8=Un animal.\n")
+        picture(tmp_path / "stamps" / "animals" / f"{number}_mirror.png")
+    picture(tmp_path / "stamps" / "animals" / "silent.png")
+    picture(tmp_path / "stamps" / "hobbies" / "empty.png").with_suffix(".txt").write_text("\n")
+    twin = tmp_path / "stamps" / "hobbies" / "twin.png"
+    twin.write_bytes((tmp_path / "stamps" / "animals" / "7.png").read_bytes())
+    twin.with_suffix(".txt").write_text("Something else.")
+    serve(drawings.STAMPS, tmp_path / "stamps")
+    task = load_task("stamp_captions")
+    assert (task.family, task.modality, task.metric) == ("retrieval", "image", "accuracy")
+    assert said(task) == {f"animals/{number}.png": f"Animal {number}." for number in range(60) if number != 7}
+    check_shares(task)
+
+
+def svg(title: str, *keywords: str) -> str:
+    words = "".join(f"<rdf:li>{word}</rdf:li>" for word in keywords)
+    return f"<svg><dc:title>{title}</dc:title><dc:subject><rdf:Bag>{words}</rdf:Bag></dc:subject></svg>"
+
+
+def clipart(folder: Path) -> dict[str, str]:
+    """Write drawings in four folders, in which titles share no word; return those with a title of use."""
+    wanted = {}
+    for top in ("animals", "food", "people", "tools"):
+        for number in range(40):
+            key = f"{top}/{number}.png"
+            picture(folder / "png" / key)
+            title = f"{top}_{number} &amp; more{top}"
+            (folder / "svg" / top).mkdir(parents=True, exist_ok=True)
+            (folder / "svg" / top / f"{number}.svg").write_text(svg(title, top, "hash", ""))
+            wanted[key] = f"{top} {number} & more{top}"
+    for name, title in (
+        ("a", "Clipart by Somebody - 7"),
+        ("b", "12 34"),
+        ("c", ""),
+        *((f"d{i}", "All") for i in range(4)),
+    ):
+        picture(folder / "png" / "food" / f"{name}.png")
+        (folder / "svg" / "food" / f"{name}.svg").write_text(svg(title))
+    picture(folder / "png" / "food" / "no_svg.png")
+    picture(folder / "png" / "signs_and_symbols" / "flags" / "chad.png")
+    (folder / "svg" / "signs_and_symbols" / "flags").mkdir(parents=True)
+    (folder / "svg" / "signs_and_symbols" / "flags" / "chad.svg").write_text(svg("chad"))
+    return wanted
+
+
+def test_drawings_have_titles_that_say_something(tmp_path: Path, serve: Serve) -> None:
+    wanted = clipart(tmp_path)
+    serve(drawings.CLIPART, tmp_path / "png")
+    serve(captions.SVG, tmp_path / "svg")
+    task = load_task("clipart_titles")
+    assert said(task) == wanted
+    check_shares(task)
+
+
+def test_a_drawing_meets_its_title_and_a_strangers(tmp_path: Path, serve: Serve) -> None:
+    wanted = clipart(tmp_path)
+    serve(drawings.CLIPART, tmp_path / "png")
+    serve(captions.SVG, tmp_path / "svg")
+    task = load_task("clipart_match")
+    assert (task.family, task.modality, task.labels) == ("classification", "image+text", ("yes", "no"))
+    found: Counter[str] = Counter()
+    splits = {}
+    for split, examples in task.splits.items():
+        titles = {wanted[example.key.partition("#")[0]] for example in examples}
+        for example in examples:
+            key, _, label = example.key.partition("#")
+            assert task.labels[example.label] == label and splits.setdefault(key, split) == split
+            assert split == split_of(key, SHARES[("validation", "test")])
+            if label == "yes":
+                assert example.text == wanted[key]
+            else:
+                assert example.text in titles and example.text.split()[0] != key.partition("/")[0]
+            found[key] += 1
+    assert found == dict.fromkeys(wanted, 2)
+
+
+def test_emoji_have_names_and_flags_are_none_of_them(tmp_path: Path, serve: Serve) -> None:
+    listed = []
+    for number in range(80):
+        code, group = f"{number:04x}", "Flags" if number % 4 == 3 else "Objects"
+        listed.append({"image": f"{code}.png", "category": group, "name": f"THING {number}"})
+        picture(tmp_path / "twitter/img/twitter/64" / f"{code}.png")
+        picture(tmp_path / "fluent" / f"{code}.webp")
+    (tmp_path / "twitter/emoji.json").write_text(json.dumps(listed))
+    serve(drawings.TWITTER, tmp_path / "twitter")
+    serve(drawings.FLUENT, tmp_path / "fluent")
+    task = load_task("emoji_names")
+    assert said(task) == {f"{number:04x}": f"thing {number}" for number in range(80) if number % 4 != 3}
+    check_shares(task)
+    for split, examples in task.splits.items():
+        endings = {Path(example.picture.file).suffix for example in examples if example.picture}
+        assert endings == {".webp" if split == "test" else ".png"}
+
+
+def test_flags_have_countries_and_none_another_ones(tmp_path: Path, serve: Serve) -> None:
+    countries = {f"X{letter}": f"Land {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
+    for code in [*countries, "UM", "ZZ"]:
+        picture(tmp_path / "png250px" / f"{code.lower()}.png")
+    (tmp_path / "countries.json").write_text(json.dumps({**countries, "UM": "US Minor Outlying Islands"}))
+    serve(captions.FLAGS, tmp_path)
+    task = load_task("flags")
+    assert said(task) == countries
+    check_shares(task)
+    (tmp_path / "countries.json").write_text("[]")
+    with pytest.raises(PituneError, match=r"countries\.json: is no mapping of codes to countries"):
+        load_task("flags")
+
+
+def test_questions_keep_to_the_splits_of_their_pictures(tmp_path: Path, serve: Serve) -> None:
+    for split, count in (("train", 60), ("test", 8)):
+        asked = []
+        for image in range(count):
+            picture(tmp_path / split / "images" / f"{image}.png")
+            asked += [[f"what is in {image}?", "circle", image], [f"is it {image}?", "no", image]]
+        (tmp_path / split / "questions.json").write_text(json.dumps(asked))
+    (tmp_path / "answers.txt").write_text("circle\nno\n")
+    serve(questions.EASY, tmp_path)
+    task = load_task("easy_vqa")
+    assert (task.modality, task.label_texts) == ("image+text", ("the answer is circle", "the answer is no"))
+    assert [example.key for example in task.splits["test"]] == [f"test/{n // 2}#{n}" for n in range(16)]
+    shown = {split: {example.key.partition("#")[0] for example in task.splits[split]} for split in task.splits}
+    assert shown["train"] | shown["validation"] == {f"train/{image}" for image in range(60)}
+    assert not shown["train"] & shown["validation"] and shown["validation"]
+    for example in task.splits["train"]:
+        image = int(example.key.partition("#")[0].partition("/")[2])
+        assert example.picture is not None and example.picture.file.endswith(f"train/images/{image}.png")
+        assert str(image) in example.text and task.labels[example.label] == (
+            "no" if "is it" in example.text else "circle"
+        )
+    (tmp_path / "test" / "questions.json").write_text('[["what?", "circle"]]')
+    with pytest.raises(PituneError, match=r"questions\.json: is no list of a question"):
+        load_task("easy_vqa")
