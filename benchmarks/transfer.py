@@ -102,7 +102,7 @@ class Matrix:
         """Make each pair alone, as one would by hand; its model is scored right after it was trained."""
         config = json.loads(self.materials.store.read(self.pairs[0].start, CONFIG_FILE))
         model = get_peft_model(
-            AutoModel.from_pretrained(self.materials.backbone_asset.path),
+            AutoModel.from_pretrained(self.materials.backbone_assets["uri"].path),
             LoraConfig(r=config["r"], lora_alpha=config["lora_alpha"], target_modules=config["target_modules"]),
         ).eval()
         trained: list[dict[str, Tensor]] = []

@@ -1,4 +1,4 @@
-"""The command line: ``pitune plan | run | transfer | status | report | verify``. Thin: one function a command."""
+"""The command line: ``pitune plan | run | transfer | bridge | …``. Thin: one function a command."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=HEL
 out, err = Console(), Console(stderr=True)
 
 Config = Annotated[Path, typer.Argument(help="the study's YAML, such as configs/quickstart.yaml")]
+BridgeFile = Annotated[Path, typer.Argument(help="the bridge's YAML, such as configs/bridge.yaml")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="take this setting instead of the file's")
 ]
@@ -71,6 +72,31 @@ def transfer(config: Config, set_: Set = None, address: Address = None) -> None:
     from pitune.report import matrix_markdown
 
     out.print(matrix_markdown(store), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def bridge(config: BridgeFile, set_: Set = None) -> None:
+    """Train the projector of a bridge, once for all studies. Stop it at any time and run it again, as run."""
+    from pitune.config import load_bridge
+
+    settings = load_bridge(config, set_ or [])
+
+    from pitune.progress import shown
+    from pitune.store import Store
+    from pitune.tasks.catalogue import load_task
+    from pitune.training.bridge import make_projector
+
+    tasks = [load_task(name, source) for name, source in settings.tasks.items()]
+    with shown(err) as progress:
+        made = make_projector(Store(settings.to), settings.backbone, tasks, settings.training, progress.show)
+    table = Table("task", "captions", "split", "recall@1", "@5", "@10", box=None)
+    for task, found in made["retrieval"].items():
+        for split in ("validation", "test"):
+            table.add_row(
+                task, str(found["captions"]), split, *(f"{100 * share:.1f}" for share in found[split].values())
+            )
+    out.print(table)
+    out.print(f"projector: {settings.backbone.projector}", soft_wrap=True, highlight=False)
 
 
 @app.command()

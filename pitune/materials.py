@@ -40,6 +40,7 @@ class Materials:
         precision: of the frozen matrices.
         tasks: each task's table; None for one of the catalogue.
         validation_examples: a full slice validates on so many at most.
+        test_examples: experts are scored on so many of a task's test examples at most; None: on all.
         gpu: whether workers compute on a GPU; the driver never does.
         hashes: of the backbone and of tasks, by name, as another process of the study found them.
     """
@@ -54,44 +55,58 @@ class Materials:
         precision: Precision = "fp32",
         tasks: Mapping[str, TableSource | None],
         validation_examples: int = 256,
+        test_examples: int | None = None,
         gpu: bool = False,
         hashes: Mapping[str, str] | None = None,
     ) -> None:
         self.store = store
         self.settings, self.kind, self.objective, self.precision = backbone, kind, objective, precision
         self.sources = dict(tasks)
-        self.validation_examples = validation_examples
+        self.validation_examples, self.test_examples = validation_examples, test_examples
         self.gpu = gpu
         self._device = "cpu"
         self._hashes = dict(hashes or {})
         self._tasks: dict[str, Task] = {}
+        self._tests: dict[str, tuple[Example, ...]] = {}
         self._data: dict[Slice, SliceData] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
         sources = {name: source.located() if source else None for name, source in self.sources.items()}
-        backbone = self.settings.model_copy(update={"uri": located(self.settings.uri)})
+        uris = {name: located(getattr(self.settings, name)) for name in self.settings.uris}
+        backbone = self.settings.model_copy(update=uris)
         held = (self.store, backbone, self.kind, self.objective, self.precision, sources)
-        return _in_worker, (*held, self.validation_examples, self.gpu, self._hashes)
+        return _in_worker, (*held, self.validation_examples, self.test_examples, self.gpu, self._hashes)
 
     @cached_property
     def key(self) -> str:
         """What tells these materials from others in one process."""
         parts = [part.model_dump(mode="json") for part in (self.settings, self.kind, self.objective)]
         sources = {name: source.model_dump() if source else None for name, source in self.sources.items()}
-        return json.dumps([self.store.root, self.precision, self.validation_examples, parts, sources, self._hashes])
+        return json.dumps(
+            [
+                self.store.root,
+                self.precision,
+                self.validation_examples,
+                self.test_examples,
+                parts,
+                sources,
+                self._hashes,
+            ]
+        )
 
     @cached_property
-    def backbone_asset(self) -> Asset:
-        """The backbone's folder and content hash."""
-        asset = fetch(self.settings.uri)
-        self._agree("backbone", asset.sha256)
-        return asset
+    def backbone_assets(self) -> dict[str, Asset]:
+        """What the backbone is opened from, each with its content hash, by the setting that names it."""
+        assets = {name: fetch(getattr(self.settings, name)) for name in self.settings.uris}
+        for name, asset in assets.items():
+            self._agree("backbone" if name == "uri" else f"backbone.{name}", asset.sha256)
+        return assets
 
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen backbone; in a worker that has a GPU, on it."""
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        return self.settings.open(self.backbone_asset.path, self.precision).to(self._device)
+        return self.settings.open(self.backbone_assets["uri"].path, self.precision).to(self._device)
 
     @cached_property
     def start(self) -> Expert:
@@ -124,6 +139,14 @@ class Materials:
                 drawn = SliceData(drawn.train, sample(drawn.validation, self.validation_examples, "validation"))
             self._data[chosen] = drawn
         return self._data[chosen]
+
+    def test(self, name: str) -> tuple[Example, ...]:
+        """Return the examples that experts of a task are scored on: its test split, or a fixed part of it."""
+        if name not in self._tests:
+            examples = self.task(name).splits["test"]
+            most = self.test_examples or len(examples)
+            self._tests[name] = sample(examples, most, "test")
+        return self._tests[name]
 
     def rows(self, data: Data, role: str, again: bool = True) -> Rows:
         """Return the ``train`` or ``validation`` rows of slices, ready for the backbone.
@@ -167,6 +190,7 @@ def _in_worker(
     precision: Precision,
     tasks: Mapping[str, TableSource | None],
     validation_examples: int,
+    test_examples: int | None,
     gpu: bool,
     hashes: Mapping[str, str],
 ) -> Materials:
@@ -179,6 +203,7 @@ def _in_worker(
         precision=precision,
         tasks=tasks,
         validation_examples=validation_examples,
+        test_examples=test_examples,
         gpu=gpu,
         hashes=hashes,
     )

@@ -92,3 +92,12 @@ def test_looking_at_a_study_loads_neither_ray_nor_deepspeed() -> None:
     check = "import sys, pitune.plan, pitune.results; print({'ray', 'deepspeed', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_bridge_names_what_is_wrong_with_its_configuration(tmp_path: Path, run: Run) -> None:
+    config = tmp_path / "bridge.yaml"
+    config.write_text("to: made\nuri: text\nvision: vit\ntasks: [no_such_task]\n")
+    code, _, said = run("bridge", str(config))
+    assert code == 2 and f"pitune: {config}: tasks: found 'no_such_task'; the catalogue has movie" in said
+    config.write_text("to: made\nuri: text\ntasks: [stamps]\n")
+    assert "vision: is missing" in run("bridge", str(config))[2]

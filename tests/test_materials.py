@@ -44,6 +44,22 @@ def test_a_full_slice_validates_on_a_fixed_part(materials: Materials) -> None:
     assert (len(few.train), len(few.validation)) == (4, 4)
 
 
+def test_experts_are_scored_on_a_fixed_part(materials: Materials) -> None:
+    whole = materials.task("movie").splits["test"]
+    assert materials.test("movie") == whole
+    cut = Materials(
+        materials.store,
+        backbone=materials.settings,
+        kind=materials.kind,
+        objective=materials.objective,
+        tasks=materials.sources,
+        test_examples=11,
+    )
+    cut._tasks = materials._tasks
+    assert len(cut.test("movie")) == 11 and set(cut.test("movie")) <= set(whole)
+    assert pickle.loads(pickle.dumps(cut)).test_examples == 11
+
+
 def test_samples_are_the_names_and_keep_their_order() -> None:
     examples = make_task("movie", 2, 60).splits["train"]
     chosen = sample(examples, 20, "a")
@@ -116,10 +132,10 @@ def test_a_task_that_the_backbone_does_not_read_is_refused(materials: Materials,
 
 
 def test_a_worker_with_another_copy_is_told_so(materials: Materials, tiny_folder: Path, tmp_path: Path) -> None:
-    assert materials.backbone_asset.path == tiny_folder
+    assert materials.backbone_assets["uri"].path == tiny_folder
     worker = pickle.loads(pickle.dumps(materials))
-    assert worker.backbone_asset.sha256 == materials.backbone_asset.sha256
+    assert worker.backbone_assets["uri"].sha256 == materials.backbone_assets["uri"].sha256
     worker = pickle.loads(pickle.dumps(materials))
     worker._hashes["backbone"] = "0" * 64
     with pytest.raises(PituneError, match=r"^backbone: has changed since the study began"):
-        _ = worker.backbone_asset
+        _ = worker.backbone_assets

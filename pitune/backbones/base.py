@@ -35,16 +35,18 @@ ROWS_AT_ONCE = {"cpu": 64, "cuda": 512}
 class BackboneSettings(Settings, ABC):
     """The settings of one family of backbones, and the way to open one.
 
-    ``reads`` are the modalities of the tasks that it can be asked about.
+    ``reads`` are the modalities of the tasks that it can be asked about; ``uris`` the fields that name what it is
+    opened from, ``uri`` the model that experts act in.
     """
 
     reads: ClassVar[tuple[str, ...]]
+    uris: ClassVar[tuple[str, ...]] = ("uri",)
     kind: str
     uri: str
 
     @abstractmethod
     def open(self, folder: Path, precision: Precision = "fp32") -> Backbone:
-        """Open the model in ``folder``.
+        """Open the model in ``folder``, which ``uri`` names; what else it takes, a family fetches itself.
 
         Raises:
             PituneError: the folder holds no such model, or one that would run code of its own.

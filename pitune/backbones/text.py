@@ -94,11 +94,16 @@ class TextBackbone(Backbone):
 
     def embed(self, inputs: Inputs) -> Tensor:
         """Run the encoder and pool its last states."""
-        states: Tensor = self.model(**inputs.tensors).last_hidden_state
+        states = self.states(inputs)
         if self.settings.pooling == "first":
             return states[:, 0]
         weights = inputs.tensors["attention_mask"].unsqueeze(-1).float()
         return (states.float() * weights).sum(1) / weights.sum(1)
+
+    def states(self, inputs: Inputs) -> Tensor:
+        """Run the encoder: its last states, (rows, tokens, width)."""
+        found: Tensor = self.model(**inputs.tensors).last_hidden_state
+        return found
 
 
 __all__ = ["TEXT", "TextBackbone", "TextSettings"]

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
+from pitune.config.bridge import BridgeConfig
 from pitune.config.reading import read
 from pitune.config.slices import TargetProduct, TransferSettings
 from pitune.config.study import StudyConfig
 from pitune.errors import PituneError
-from pitune.settings import wrong
+from pitune.settings import Settings, wrong
 
-__all__ = ["StudyConfig", "TargetProduct", "TransferSettings", "load_config"]
+__all__ = ["BridgeConfig", "StudyConfig", "TargetProduct", "TransferSettings", "load_bridge", "load_config"]
+
+Kind = TypeVar("Kind", bound=Settings)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
@@ -27,8 +31,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
         PituneError: the file cannot be read or a field is wrong; one line that names file, field, what was found and
             what would be right.
     """
+    return _load(StudyConfig, path, overrides)
+
+
+def load_bridge(path: str | Path, overrides: Sequence[str] = ()) -> BridgeConfig:
+    """Read what ``pitune bridge`` trains a projector from, as :func:`load_config` reads a study."""
+    return _load(BridgeConfig, path, overrides)
+
+
+def _load(kind: type[Kind], path: str | Path, overrides: Sequence[str]) -> Kind:
     values = read(path, overrides)
     try:
-        return StudyConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise PituneError(f"{path}: {wrong(error)}") from error

@@ -12,20 +12,16 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pitune.backbones import BACKBONES, BackboneSettings
 from pitune.config.reading import to_yaml
 from pitune.config.slices import Sources, Targets, TransferSettings, once
+from pitune.config.tasks import Tasks
 from pitune.embedding.settings import EmbeddingSettings
 from pitune.experts import KINDS, ExpertKind, Lora
 from pitune.interpolation.settings import InterpolationSettings, SweepSettings
 from pitune.objectives import OBJECTIVES, Match, Objective
 from pitune.runtime.settings import RuntimeSettings
-from pitune.settings import OneOf, Settings, shown
-from pitune.tasks.catalogue import KNOWN
-from pitune.tasks.tables import TableSource
-from pitune.tasks.task import NAME, Slice
+from pitune.settings import OneOf, Settings
+from pitune.tasks.task import Slice
 from pitune.training.recipe import Recipe
 from pitune.training.settings import MultitaskSettings, TrainingSettings
-
-LONGEST_NAME = 100
-"""Characters of a task's name, which becomes part of the names of files."""
 
 
 class StudyConfig(Settings):
@@ -33,15 +29,16 @@ class StudyConfig(Settings):
 
     study: str = Field(description="the folder or URI that the study's artifacts go to")
     backbone: Annotated[BackboneSettings, OneOf(BACKBONES, default="text")]
-    tasks: dict[str, TableSource | None] = Field(
-        min_length=1, description="names from the catalogue, or tables of your own"
-    )
+    tasks: Tasks
     objective: Annotated[Objective, OneOf(OBJECTIVES, default="match")] = Match()
     expert: Annotated[ExpertKind, OneOf(KINDS)] = Lora()
     sources: Sources = Field(description="slices whose experts may help others")
     targets: Targets = Field(description="slices to be helped, few-shot or full")
     transfer: TransferSettings | None = Field(
         None, description="the pairs to measure, by default all of the study's sources and targets; null: none"
+    )
+    test_examples: int | None = Field(
+        None, ge=1, description="experts are scored on so many fixed test examples of a task at most; null: on all"
     )
     methods: tuple[str, ...] | None = Field(
         None, min_length=1, description="rows of the result table, by name; null: all that there are"
@@ -60,32 +57,6 @@ class StudyConfig(Settings):
             raise ValueError("found a URI with credentials; give them in the environment, files name the study")
         if not value.strip() or not value.isprintable():
             raise ValueError(f"found {value[:60]!r}; give a folder or a URI")
-        return value
-
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _from_names(cls, value: Any) -> Any:
-        """Let a list of names stand for tasks of the catalogue."""
-        if not isinstance(value, list | tuple):
-            return value
-        for name in value:
-            if not isinstance(name, str):
-                raise ValueError(
-                    f"found {shown(name)} in a list; a list has names of the catalogue, tables are a mapping of names"
-                )
-        return dict.fromkeys(once(tuple(value), "task"))
-
-    @field_validator("tasks")
-    @classmethod
-    def _can_be_had(cls, value: dict[str, TableSource | None]) -> dict[str, TableSource | None]:
-        for name, source in value.items():
-            if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
-                raise ValueError(
-                    f"found {shown(name)!r}; a name has lower-case letters, digits, _ and - only, "
-                    f"at most {LONGEST_NAME}"
-                )
-            if source is None and name not in KNOWN:
-                raise ValueError(f"found {name!r}; the catalogue has {', '.join(KNOWN)}, other tasks need a table")
         return value
 
     @field_validator("transfer", mode="before")

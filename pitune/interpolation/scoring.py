@@ -53,8 +53,8 @@ def answers(
 
 
 def score(materials: Materials, jobs: Sequence[ScoringJob]) -> None:
-    """Score experts of one task on its whole test split and commit the predictions."""
-    rows = materials.rows_of(jobs[0].task, materials.task(jobs[0].task).splits["test"], again=False)
+    """Score experts of one task on its test examples and commit the predictions."""
+    rows = materials.rows_of(jobs[0].task, materials.test(jobs[0].task), again=False)
     together: list[tuple[ScoringJob, Expert]] = []
     for job in jobs:
         kind, expert = materials.saved(job.expert) if job.expert else (materials.kind, {})
@@ -73,7 +73,7 @@ def _score(materials: Materials, kind: ExpertKind, held: Sequence[tuple[ScoringJ
     task = materials.task(jobs[0].task)
     said, scores = answers(materials.backbone, kind, materials.objective, experts, rows)
     seconds = (time.perf_counter() - began) / len(jobs)
-    examples = task.splits["test"]
+    examples = materials.test(task.name)
     truth = [materials.objective.text(task, materials.objective.target(task, example)) for example in examples]
     for job, mine, sure in zip(jobs, said, scores.tolist(), strict=True):
         predictions = [materials.objective.text(task, answer) for answer in mine]

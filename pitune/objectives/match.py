@@ -78,7 +78,7 @@ class Match(Objective):
         place = backbone.device
         return MatchBatch(
             backbone.inputs([row.encoded for rows in groups for row in rows], firsts),
-            backbone.inputs(filled, firsts if self.shares(backbone, firsts) else {}),
+            backbone.inputs(filled, firsts) if self.shares(backbone, firsts) else _frozen(backbone, filled),
             met.to(place),
             labels.to(place),
             shift.to(place),
@@ -118,6 +118,15 @@ class Match(Objective):
         reached = logits.detach().double().softmax(-1).cumsum(-1)
         last = (logits > float("-inf")).long().cumsum(-1).argmax(-1)  # the last candidate that the row meets
         return torch.minimum((reached <= luck.to(reached).unsqueeze(-1)).sum(-1), last)
+
+
+def _frozen(backbone: Backbone, texts: Sequence[Encoded]) -> Inputs:
+    """Return the embeddings of texts that no expert touches; each is looked up once, however many groups meet it."""
+    known = {text.key: text for text in texts}
+    place = {key: index for index, key in enumerate(known)}
+    found = backbone.inputs(list(known.values()), {})
+    assert found.embeddings is not None
+    return Inputs(found.tower, embeddings=found.embeddings[[place[text.key] for text in texts]])
 
 
 def _shifts(rows: Sequence[Row]) -> dict[Candidates, int]:

@@ -260,15 +260,18 @@ class Builder:
         task, scored = target.task, expert.name if expert else None
         if (task, scored) in self._scores:
             return self._scores[task, scored]
-        inputs = {
+        inputs: dict[str, Any] = {
             "makes": "prediction",
             **self.facts.base,
             "task": self.task(task).fingerprint,
             "expert": self.fingerprint(expert.name) if expert else "",
         }
+        scored_on = len(self.facts.materials.test(task))
+        if scored_on < len(self.task(task).splits["test"]):
+            inputs["test_examples"] = scored_on
         job = ScoringJob((f"predictions/{_place(method, target, expert)}.parquet",), inputs, task, scored)
         needs = (expert.name,) if expert else ()
-        cost = len(self.task(task).splits["test"]) / 2  # forward only
+        cost = scored_on / 2  # forward only
         node = self.add(job, "predictions", "task", needs, cost, score, together=f"predictions of {task}")
         return self._scores.setdefault((task, scored), node)
 

@@ -41,9 +41,12 @@ class Facts:
             if one.shots is None:
                 self._full.setdefault(one.task, []).append(one)
         self._first = {target.task: target for target in reversed(self.targets)}
+        # What a URI names is told by its content, wherever that is fetched from.
+        hashes = {name: asset.sha256 for name, asset in materials.backbone_assets.items()}
         backbone = {
-            "sha256": materials.backbone_asset.sha256,
+            "sha256": hashes.pop("uri"),
             **config.backbone.model_dump(mode="json", exclude={"uri"}),
+            **hashes,
             "precision": config.training.precision,
         }
         self.base = {"backbone": backbone, "objective": self.dump(config.objective), "kind": self.dump(config.expert)}

@@ -267,6 +267,7 @@ def materials_of(config: StudyConfig, store: Store) -> Materials:
         precision=config.training.precision,
         tasks=config.tasks,
         validation_examples=config.training.validation_examples,
+        test_examples=config.test_examples,
         gpu=config.runtime.gpus_per_worker > 0,
     )
 

@@ -52,3 +52,14 @@ class MultitaskSettings(Settings):
         power = {"size": 1.0, "temperature": 1 / self.temperature, "uniform": 0.0}[self.mixing]
         weights = [(size / max(sizes)) ** power for size in sizes]  # of the largest: no power of it is too large
         return [weight / sum(weights) for weight in weights]
+
+
+class BridgeTraining(Settings):
+    """How a projector is trained between a vision encoder and a text encoder."""
+
+    grid: int = Field(4, ge=1, le=16, description="cells a side that a picture is cut into, each a token")
+    hidden: int = Field(1024, ge=1, le=65536, description="the width between the projector's two layers")
+    epochs: int = Field(20, ge=1, description="passes over the pairs; the best one on validation pairs is kept")
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(1e-3, gt=0, description="at the start; it falls to zero along a cosine")
+    dropout: float = Field(0.1, ge=0, lt=1)

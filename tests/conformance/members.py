@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tinybridge import open_bridge
 from tinydual import open_dual, save_dual, with_pictures
 from tinymodel import SHAPES, make_task, open_encoder, random_expert, save_encoder
 
@@ -33,9 +34,15 @@ def _dual(family: str) -> Backbone:
         return open_dual(save_dual(Path(folder), family))
 
 
+def _bridge() -> Backbone:
+    return open_bridge(Path(_FOLDER.name) / "bridge")
+
+
+_FOLDER = tempfile.TemporaryDirectory()  # until the process ends
 TINY: dict[str, dict[str, Callable[[], Backbone]]] = {
     "text": {family: functools.partial(_text, family) for family in SHAPES},
     "dual": {"clip": functools.partial(_dual, "clip")},
+    "bridge": {"bridge": _bridge},
 }
 """By the kind of a registered family of backbones: tiny random ones, by a name."""
 TOWERS: dict[str, list[tuple[str, ...] | None]] = {"clip": [("image",), ("text",), ("image", "text")]}
@@ -86,7 +93,6 @@ class Member:
         return [self.rows(task).take([0, 3]) for task in TASKS]
 
 
-_FOLDER = tempfile.TemporaryDirectory()  # until the process ends
 TASKS = [
     with_pictures(task, Path(_FOLDER.name))
     for task in (make_task("one", 3, 4), make_task("two", 2, 4, longest=5), make_task("three", 4, 4))

@@ -210,6 +210,15 @@ def test_the_few_shot_recipe_changes_nothing_of_the_full_experts(made: Plan, fol
     assert not any("full" in artifact.split("/")[1] for artifact in found if "/" in artifact)
 
 
+def test_fewer_test_examples_change_scores_and_only_where_there_are_more(made: Plan, folder: Path) -> None:
+    sizes = {target.task: len(made.facts.task(target.task).splits["test"]) for target in made.facts.targets}
+    assert changed(planned(folder, Path(made.store.root), f"test_examples={max(sizes.values())}")) == {}
+    found = changed(planned(folder, Path(made.store.root), f"test_examples={max(sizes.values()) - 1}"))
+    larger = {task for task, size in sizes.items() if size == max(sizes.values())}
+    scored = {name.split("/")[1].partition("@")[0] for name in found if name.startswith("predictions/")}
+    assert scored == larger and {name.partition("/")[0] for name in found} == {"predictions", "results.parquet"}
+
+
 @pytest.mark.parametrize("setting", ["objective.scale=10", "expert.rank=3", "training.precision=bf16"])
 def test_what_all_experts_share_changes_all_of_them(made: Plan, folder: Path, setting: str) -> None:
     found = changed(planned(folder, Path(made.store.root), setting))

@@ -1,0 +1,96 @@
+"""Features of pictures, kept on the disk: what a frozen encoder makes of a picture is computed once a machine.
+
+A file of SQLite's for each encoder, below the folder that assets are kept in, for all processes and studies: keyed by
+the picture's content, in half precision, which is what the numbers *are*, kept or not. The oldest make room for new
+ones. A damaged file, or one that cannot be written, costs time, not the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pitune.assets import cache_folder
+
+MOST_BYTES = 8 << 30
+"""Of one file, about."""
+WAIT_SECONDS = 60.0
+"""For another process that writes."""
+AT_ONCE = 500
+"""Keys in one question; SQLite's own limit is higher."""
+Found = TypeVar("Found")
+
+
+class Features:
+    """Features of pictures by their content.
+
+    Args:
+        encoder: names what made them: the encoder's weights and all that is done to a picture before and after it.
+        shape: of one picture's features.
+        most: bytes of the file.
+    """
+
+    def __init__(self, encoder: str, shape: tuple[int, ...], most: int = MOST_BYTES) -> None:
+        self.file = cache_folder() / "features" / f"{encoder}.sqlite"
+        self.shape, self.most = shape, most
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Tensor]:
+        """Return those that are there, (``shape``), float32."""
+
+        def ask(database: sqlite3.Connection) -> dict[bytes, Tensor]:
+            found: dict[bytes, Tensor] = {}
+            for start in range(0, len(keys), AT_ONCE):
+                part = keys[start : start + AT_ONCE]
+                marks = ",".join("?" * len(part))
+                rows = database.execute(f"SELECT key, value FROM features WHERE key IN ({marks})", part)
+                found |= {key: self._tensor(value) for key, value in rows if len(value) == self._bytes}
+            return found
+
+        return self._do(ask) or {}
+
+    def put(self, new: Mapping[bytes, Tensor]) -> None:
+        """Keep features, (``shape``) each; where there is too little room the oldest go."""
+        rows = [(key, value.half().numpy().tobytes()) for key, value in new.items()]
+        room = max(self.most // self._bytes, len(rows))
+
+        def keep(database: sqlite3.Connection) -> None:
+            with database:
+                database.execute("BEGIN IMMEDIATE")
+                database.executemany("INSERT OR REPLACE INTO features (key, value) VALUES (?, ?)", rows)
+                (count,) = database.execute("SELECT count(*) FROM features").fetchone()
+                oldest = "SELECT rowid FROM features ORDER BY rowid LIMIT ?"
+                database.execute(f"DELETE FROM features WHERE rowid IN ({oldest})", (max(0, count - room),))
+
+        self._do(keep)
+
+    @property
+    def _bytes(self) -> int:
+        return 2 * int(np.prod(self.shape))
+
+    def _tensor(self, value: bytes) -> Tensor:
+        return torch.from_numpy(np.frombuffer(value, np.float16).reshape(self.shape).astype(np.float32))
+
+    def _do(self, what: Callable[[sqlite3.Connection], Found]) -> Found | None:
+        """Do something with the file; None where it cannot be used. A damaged one is thrown away."""
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            database = sqlite3.connect(self.file, timeout=WAIT_SECONDS, isolation_level=None)
+            with contextlib.closing(database):
+                # After a power failure the file may be damaged: it is only a cache.
+                database.execute("PRAGMA synchronous = OFF")
+                database.execute("CREATE TABLE IF NOT EXISTS features (key BLOB UNIQUE, value BLOB)")
+                return what(database)
+        except sqlite3.OperationalError:  # it cannot be opened or written, or another process has it for too long
+            return None
+        except sqlite3.DatabaseError:
+            with contextlib.suppress(OSError):
+                self.file.unlink()
+        except OSError:
+            pass
+        return None
