@@ -61,7 +61,7 @@ class BridgeSettings(BackboneSettings):
                 )
         vision = open_vision(assets["vision"].path, self.vision)
         features = kept_features(vision, assets["vision"], projector.shape.grid)
-        return BridgeBackbone(folder, self.as_text, vision, features, projector, precision)
+        return BridgeBackbone(folder, self, vision, features, projector, precision)
 
     @property
     def as_text(self) -> TextSettings:
@@ -86,34 +86,37 @@ class BridgeBackbone(TextBackbone):
 
     Args:
         folder: the text encoder's.
-        settings: of the text encoder.
+        settings: name the three parts, and say how the text encoder is read.
         vision: the vision encoder.
         features: where what it makes of pictures is kept.
         projector: between the two.
         precision: of the text encoder's matrices; the others are float32.
 
     Raises:
-        PituneError: one of the encoders is none, or the projector is not as wide as they are.
+        PituneError: one of the encoders is none, the projector is not as wide as they are, or the text encoder has no
+            places for the longest text and a picture.
     """
 
     def __init__(
         self,
         folder: Path,
-        settings: TextSettings,
+        settings: BridgeSettings,
         vision: VisionEncoder,
         features: Features,
         projector: Projector,
         precision: Precision = "fp32",
     ) -> None:
-        super().__init__(folder, settings, precision)
+        super().__init__(folder, settings.as_text, precision)
         self.vision, self.features, self.projector = vision, features, projector
         self.shape = projector.shape
         found = (self.vision.width, self.vision.tokens(self.shape.grid), self.towers[TEXT].width)
         if found != (self.shape.inside, self.shape.tokens, self.shape.outside):
             raise PituneError(
-                f"backbone.projector: is for {self.shape.tokens} tokens, {self.shape.inside} to {self.shape.outside} "
-                f"wide; the encoders have {found[1]} tokens, {found[0]} to {found[2]} wide"
+                f"backbone.projector: {settings.projector} is for {self.shape.tokens} tokens, {self.shape.inside} to "
+                f"{self.shape.outside} wide; the encoders have {found[1]} tokens, {found[0]} to {found[2]} wide"
             )
+        what = f"texts of max_tokens = {settings.max_tokens} tokens and a picture of {self.shape.tokens}"
+        self.try_tokens(settings.max_tokens + self.shape.tokens, what)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Return each example's token ids, its picture among them where it has one, not decoded."""
@@ -195,7 +198,7 @@ def untrained(settings: BridgeSettings, grid: int, hidden: int, dropout: float) 
         outside=TextBackbone(text.path, settings.as_text).towers[TEXT].width,
     )
     features = kept_features(encoder, vision, grid)
-    return BridgeBackbone(text.path, settings.as_text, encoder, features, Projector(shape, dropout))
+    return BridgeBackbone(text.path, settings, encoder, features, Projector(shape, dropout))
 
 
 def kept_features(encoder: VisionEncoder, vision: Asset, grid: int) -> Features:

@@ -70,12 +70,7 @@ class TextBackbone(Backbone):
         path, stack = largest_stack(model, settings.uri)
         super().__init__(model, [Tower(TEXT, path, len(stack), model.config.hidden_size)], TEXT, TEXT, precision)
         self.settings, self.tokenizer = settings, tokenizer
-        token = 1 if tokenizer.pad_token_id != 1 else 2
-        try:
-            self.try_out(Encoded.of_ids(TEXT, [token] * settings.max_tokens))
-        except Exception as error:
-            why = f"does not embed texts of max_tokens = {settings.max_tokens} tokens"
-            raise refused(settings, why, error) from error
+        self.try_tokens(settings.max_tokens, f"texts of max_tokens = {settings.max_tokens} tokens")
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Return each example's token ids, cut to ``max_tokens``."""
@@ -104,6 +99,18 @@ class TextBackbone(Backbone):
         """Run the encoder: its last states, (rows, tokens, width)."""
         found: Tensor = self.model(**inputs.tensors).last_hidden_state
         return found
+
+    def try_tokens(self, count: int, what: str) -> None:
+        """Run the encoder once on ``count`` tokens, ``what`` in words.
+
+        Raises:
+            PituneError: it has no places for so many.
+        """
+        token = 1 if self.tokenizer.pad_token_id != 1 else 2
+        try:
+            self.try_out(Encoded.of_ids(TEXT, [token] * count))
+        except Exception as error:
+            raise refused(self.settings, f"does not embed {what}", error) from error
 
 
 __all__ = ["TEXT", "TextBackbone", "TextSettings"]

@@ -40,6 +40,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "to": str(folder / "made"),
         "uri": str(save_encoder(folder / "text", "bert")),
         "vision": str(save_vision(folder / "vision")),
+        "max_tokens": 24,
         "tasks": {"colours": {"train": str(folder / "pictures"), "labels": labels}},
         "training": {"grid": 2, "hidden": 32, "epochs": 8, "batch_size": 8, "learning_rate": 5e-3},
     }
