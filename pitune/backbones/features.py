@@ -2,15 +2,17 @@
 
 A file of SQLite's for each encoder, below the folder that assets are kept in, for all processes and studies: keyed by
 the picture's content, in half precision, which is what the numbers *are*, kept or not. The oldest make room for new
-ones. A damaged file, or one that cannot be written, costs time, not the result.
+ones. A damaged file or row, or a file that cannot be written, costs time, not the result: each row begins with its
+checksum.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +26,8 @@ WAIT_SECONDS = 60.0
 """For another process that writes."""
 AT_ONCE = 500
 """Keys in one question; SQLite's own limit is higher."""
+CHECK_BYTES = 8
+"""Of a row's checksum, before its numbers."""
 Found = TypeVar("Found")
 
 
@@ -49,14 +53,15 @@ class Features:
                 part = keys[start : start + AT_ONCE]
                 marks = ",".join("?" * len(part))
                 rows = database.execute(f"SELECT key, value FROM features WHERE key IN ({marks})", part)
-                found |= {key: self._tensor(value) for key, value in rows if len(value) == self._bytes}
+                found |= {key: self._tensor(value) for key, value in rows if self._is_whole(key, value)}
             return found
 
         return self._do(ask) or {}
 
     def put(self, new: Mapping[bytes, Tensor]) -> None:
         """Keep features, (``shape``) each; where there is too little room the oldest go."""
-        rows = [(key, value.half().numpy().tobytes()) for key, value in new.items()]
+        numbers = {key: value.half().numpy().tobytes() for key, value in new.items()}
+        rows = [(key, _check(key, value) + value) for key, value in numbers.items()]
         room = max(self.most // self._bytes, len(rows))
 
         def keep(database: sqlite3.Connection) -> None:
@@ -71,10 +76,17 @@ class Features:
 
     @property
     def _bytes(self) -> int:
-        return 2 * int(np.prod(self.shape))
+        return CHECK_BYTES + 2 * int(np.prod(self.shape))
+
+    def _is_whole(self, key: bytes, value: Any) -> bool:
+        if not isinstance(value, bytes) or len(value) != self._bytes:
+            return False
+        return value[:CHECK_BYTES] == _check(key, value[CHECK_BYTES:])
 
     def _tensor(self, value: bytes) -> Tensor:
-        return torch.from_numpy(np.frombuffer(value, np.float16).reshape(self.shape).astype(np.float32))
+        return torch.from_numpy(
+            np.frombuffer(value, np.float16, offset=CHECK_BYTES).reshape(self.shape).astype(np.float32)
+        )
 
     def _do(self, what: Callable[[sqlite3.Connection], Found]) -> Found | None:
         """Do something with the file; None where it cannot be used. A damaged one is thrown away."""
@@ -84,6 +96,7 @@ class Features:
             with contextlib.closing(database):
                 # After a power failure the file may be damaged: it is only a cache.
                 database.execute("PRAGMA synchronous = OFF")
+                database.text_factory = bytes  # a damaged row may say that it is text
                 database.execute("CREATE TABLE IF NOT EXISTS features (key BLOB UNIQUE, value BLOB)")
                 return what(database)
         except sqlite3.OperationalError:  # it cannot be opened or written, or another process has it for too long
@@ -94,3 +107,8 @@ class Features:
         except OSError:
             pass
         return None
+
+
+def _check(key: bytes, numbers: bytes) -> bytes:
+    """Return a row's checksum."""
+    return hashlib.blake2b(key + numbers, digest_size=CHECK_BYTES).digest()
