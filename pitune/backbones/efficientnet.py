@@ -106,8 +106,13 @@ def read_lite(file: Path) -> EfficientNetLite:
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader raises whatever it likes, and advises to run what is in the file
+        raise PituneError(f"{file}: is no EfficientNet-Lite (no file of PyTorch's that holds tensors only)") from error
+    try:
         return EfficientNetLite(state).requires_grad_(False).eval()
-    except Exception as error:  # torch's reader and a strange file's shapes raise whatever they like
+    except KeyError as error:
+        raise PituneError(f"{file}: is no EfficientNet-Lite (lacks {reason(error)})") from error
+    except Exception as error:  # a strange file's shapes raise whatever they like
         raise PituneError(f"{file}: is no EfficientNet-Lite ({reason(error)})") from error
 
 
