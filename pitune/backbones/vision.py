@@ -14,6 +14,7 @@ No expert ever acts in one: what it makes of a picture is computed once and kept
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,9 @@ def _from_transformers(folder: Path) -> VisionEncoder:
 
     from PIL import Image as pillow
 
-    side = prepare(pillow.new("RGB", (64, 64))).shape[-1]
+    _, height, side = prepare(pillow.new("RGB", (64, 48))).shape
+    if height != side:
+        raise ValueError(f"its processor makes {side} x {height} pixels of 64 x 48; one that makes a square is needed")
     return VisionEncoder(model, _grid_of(model, side), prepare, side)
 
 
@@ -137,10 +140,10 @@ def _grid_of(model: nn.Module, side: int) -> Callable[[Tensor], tuple[Tensor, Te
             return states, None
         # A ViT's patches are the last of its tokens; before them are a class token and registers, or nothing.
         patch = getattr(model.config, "patch_size", None)
-        cells = (side // patch) if isinstance(patch, int) else int(states.shape[1] ** 0.5)
-        first = states.shape[1] - cells * cells
-        if first < 0:
-            raise ValueError(f"gives {states.shape[1]} tokens for {cells} x {cells} patches")
+        tokens, cells = states.shape[1], side // patch if isinstance(patch, int) else side
+        if cells * cells > tokens:  # a pyramid's patches (Swin's) have been merged on the way
+            cells = math.isqrt(tokens)
+        first = tokens - cells * cells
         grid = states[:, first:].transpose(1, 2).reshape(len(states), -1, cells, cells)
         return grid, states[:, 0] if first else None
 
@@ -194,9 +197,8 @@ def _dino(file: Path) -> VisionEncoder:
         image_size=round(patches**0.5) * patch,
     )
     model = Dinov2Model(config)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if unexpected or set(missing) - {"embeddings.mask_token"}:
-        raise ValueError(f"lacks {missing[:1] or 'nothing'}, has {unexpected[:1] or 'nothing'} too many")
+    state.setdefault("embeddings.mask_token", torch.zeros(1, width))  # of use in training only, and not exported
+    model.load_state_dict(state)
     return VisionEncoder(model, _grid_of(model, DINO_SIDE), _squared(DINO_SIDE, *IMAGENET), DINO_SIDE)
 
 
@@ -222,6 +224,10 @@ def _dino_state(file: Path) -> dict[str, Tensor]:
             state[".".join([*path[:-1], "weight"])] = nameless[0].T.contiguous()
         elif path[0] == "embeddings" and nameless[0].dim() == 3:
             positions[node.op_type] = nameless[0]
+    if positions.keys() != {"Concat", "Reshape"}:
+        raise ValueError(
+            f"has {len(positions)} of a DINOv2's two position embeddings, the class token's and the patches'"
+        )
     state["embeddings.position_embeddings"] = torch.cat([positions["Concat"], positions["Reshape"]], dim=1)
     return {_renamed(name): tensor for name, tensor in state.items()}
 
