@@ -24,7 +24,7 @@ from pitune.backbones.base import BackboneSettings, Encoded, Inputs, Precision
 from pitune.backbones.features import Features
 from pitune.backbones.projector import Projector, Shape, read_projector
 from pitune.backbones.text import CHARACTERS, TEXT, TextBackbone, TextSettings
-from pitune.backbones.vision import VisionEncoder, open_vision
+from pitune.backbones.vision import PREPARATION, VisionEncoder, open_vision
 from pitune.errors import PituneError
 
 if TYPE_CHECKING:
@@ -203,7 +203,8 @@ def untrained(settings: BridgeSettings, grid: int, hidden: int, dropout: float) 
 
 def kept_features(encoder: VisionEncoder, vision: Asset, grid: int) -> Features:
     """Return where the features of an encoder's are kept."""
-    return Features(f"{vision.sha256[:32]}-{encoder.side}-{grid}", (encoder.tokens(grid), encoder.width))
+    name = f"{vision.sha256[:32]}-{encoder.side}-{grid}-{PREPARATION}"
+    return Features(name, (encoder.tokens(grid), encoder.width))
 
 
 def _with_ids(row: Encoded) -> Encoded:

@@ -29,6 +29,8 @@ from pitune.errors import PituneError, reason
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+PREPARATION = 1
+"""The version of what is done to a picture before an encoder sees it; features of another one are not used."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """The mean and the deviation of ImageNet's pixels, by channel, of values from 0 to 1."""
 LITE = ((127 / 255,) * 3, (128 / 255,) * 3)

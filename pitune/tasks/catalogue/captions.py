@@ -14,17 +14,25 @@ another style than those of train and validation.
 
 **flags**: flags of countries and territories, with the English name; without those that fly another one's.
 
-The split comes from the key's hash: 50% train, 10% validation, 40% test (tests are small, and noise with them large). A
-picture that is in one of these test splits is in the train split of none of its sister tasks (``stamps``, ``clipart``,
-``emoji``, ``clipart_match``), nor the other way round: the same hash gives those 60%, 15% and 25%.
+The split comes from the key's hash: 50% train, 10% validation, 40% test (tests are small, and noise with them large).
+A picture that is in one of these test splits is in the train split of none of its sister tasks (``stamps``,
+``clipart``, ``emoji``, ``clipart_match``), nor the other way round: the same hash gives those 60%, 15% and 25%. Of clip
+art and emoji the first fifth is missing in train, being set aside.
+
+**clipart_aside**, **emoji_aside** and **icons** are for a bridge's projector (``pitune bridge``), and share no picture
+with another task: clip art and emoji that are set aside (:mod:`drawings`), in the flat style, and openclipart's icons,
+whose file names are their captions. By a hash of their own 80% are train, 10% validation, 10% test.
 
 ===================  =====  ==========  =====  ========
 name                 train  validation  test   captions
 ===================  =====  ==========  =====  ========
 ``stamp_captions``   381    80          322    674
-``clipart_titles``   984    191         792    1884
-``emoji_names``      804    161         619    1598
+``clipart_titles``   571    189         783    1489
+``emoji_names``      487    161         619    1274
 ``flags``            103    23          116    242
+``clipart_aside``    319    35          42     391
+``emoji_aside``      262    31          25     318
+``icons``            1177   148         130    1276
 ===================  =====  ==========  =====  ========
 """
 
@@ -41,12 +49,15 @@ from pathlib import Path
 from pitune.assets import fetch
 from pitune.errors import PituneError
 from pitune.tasks.catalogue import drawings
+from pitune.tasks.catalogue.drawings import is_aside
 from pitune.tasks.readers import Row
 from pitune.tasks.tables import build_task, split_of
 from pitune.tasks.task import SPLITS, Task
 
 SHARES = (0.5, 0.1, 0.4)
-"""Of keys, which become train, validation and test."""
+"""Of keys, which become train, validation and test; of clip art and emoji the first fifth is set aside."""
+ASIDE_SHARES = (0.8, 0.1, 0.1)
+"""The same of what is set aside, and of icons."""
 SVG = "deb:openclipart-svg#usr/share/openclipart/svg"
 FLAGS = "npm:svg-country-flags@1.2.10#package"
 TITLE = re.compile(r"<dc:title[^>]*>([^<]*)</dc:title>")
@@ -69,15 +80,34 @@ def _stamps(name: str) -> Task:
 
 
 def _clipart(name: str) -> Task:
-    return _retrieval(name, [row for row, _ in titled()])
+    return _retrieval(name, [row for row, _ in titled() if not is_aside(row.key)])
+
+
+def _clipart_aside(name: str) -> Task:
+    return _aside(name, [row for row, _ in titled() if is_aside(row.key)])
 
 
 def _emoji(name: str) -> Task:
-    names = _names(fetch(f"{drawings.TWITTER}/emoji.json").path)
-    flat, deep = drawings.emoji_rows()
-    splits = _split([replace(row, label=names[row.key]) for row in flat if row.label != "Flags"])
+    flat, deep = _named_emoji()
+    splits = _split([row for row in flat if not is_aside(row.key)])
     splits["test"] = [replace(deep[row.key], label=row.label) for row in splits["test"]]
     return build_task(name, "accuracy", None, splits)
+
+
+def _emoji_aside(name: str) -> Task:
+    return _aside(name, [row for row in _named_emoji()[0] if is_aside(row.key)])
+
+
+def _named_emoji() -> tuple[list[Row], dict[str, Row]]:
+    """Return the emoji but for flags in the flat style, with their names, and by their keys in the deep one."""
+    names = _names(fetch(f"{drawings.TWITTER}/emoji.json").path)
+    flat, deep = drawings.emoji_rows()
+    return [replace(row, label=names[row.key]) for row in flat if row.label != "Flags"], deep
+
+
+def _icons(name: str) -> Task:
+    rows = [replace(row, label=_tidy(Path(row.key).stem.replace("-", " "))) for row in drawings.icon_rows()]
+    return _aside(name, [row for row in rows if WORD.search(row.label)])
 
 
 def _flags(name: str) -> Task:
@@ -136,6 +166,14 @@ def _retrieval(name: str, rows: list[Row]) -> Task:
     return build_task(name, "accuracy", None, _split([row for row in drawings.distinct(iter(rows)) if row.label]))
 
 
+def _aside(name: str, rows: list[Row]) -> Task:
+    """Build a task for bridges, split by a hash of its own."""
+    parts: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    for row in drawings.distinct(iter(rows)):
+        parts[split_of(f"aside {row.key}", ASIDE_SHARES)].append(row)
+    return build_task(name, "accuracy", None, parts)
+
+
 def _split(rows: list[Row]) -> dict[str, list[Row]]:
     parts: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for row in rows:
@@ -148,5 +186,8 @@ TASKS: Mapping[str, Callable[[str], Task]] = {
     "clipart_titles": _clipart,
     "emoji_names": _emoji,
     "flags": _flags,
+    "clipart_aside": _clipart_aside,
+    "emoji_aside": _emoji_aside,
+    "icons": _icons,
 }
 """What makes each of them, given its name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -51,6 +52,20 @@ def said(task: Task) -> dict[str, str]:
 def check_shares(task: Task) -> None:
     for split, examples in task.splits.items():
         assert examples and {split_of(example.key, captions.SHARES) for example in examples} == {split}
+
+
+def place(key: str) -> float:
+    """Where a key's hash lies, from 0 to 1."""
+    return int(hashlib.sha256(key.encode()).hexdigest()[:16], 16) / 2**64
+
+
+def check_aside(aside: Task, task: Task, wanted: dict[str, str]) -> None:
+    """Both together have all that is wanted; the first fifth by the hash is set aside, in splits of its own."""
+    assert said(aside) == {key: caption for key, caption in wanted.items() if place(key) < 0.2}
+    assert said(task) == {key: caption for key, caption in wanted.items() if place(key) >= 0.2}
+    for split, examples in aside.splits.items():
+        bounds = {"train": (0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1)}[split]
+        assert examples and all(bounds[0] <= place(f"aside {example.key}") < bounds[1] for example in examples)
 
 
 def test_stamps_have_the_first_line_of_what_is_said_of_them(tmp_path: Path, serve: Serve) -> None:
@@ -106,7 +121,7 @@ def test_drawings_have_titles_that_say_something(tmp_path: Path, serve: Serve) -
     serve(drawings.CLIPART, tmp_path / "png")
     serve(captions.SVG, tmp_path / "svg")
     task = load_task("clipart_titles")
-    assert said(task) == wanted
+    check_aside(load_task("clipart_aside"), task, wanted)
     check_shares(task)
 
 
@@ -129,12 +144,12 @@ def test_a_drawing_meets_its_title_and_a_strangers(tmp_path: Path, serve: Serve)
             else:
                 assert example.text in titles and example.text.split()[0] != key.partition("/")[0]
             found[key] += 1
-    assert found == dict.fromkeys(wanted, 2)
+    assert found == dict.fromkeys([key for key in wanted if place(key) >= 0.2], 2)
 
 
 def test_emoji_have_names_and_flags_are_none_of_them(tmp_path: Path, serve: Serve) -> None:
     listed = []
-    for number in range(80):
+    for number in range(160):
         code, group = f"{number:04x}", "Flags" if number % 4 == 3 else "Objects"
         listed.append({"image": f"{code}.png", "category": group, "name": f"THING {number}"})
         picture(tmp_path / "twitter/img/twitter/64" / f"{code}.png")
@@ -143,11 +158,24 @@ def test_emoji_have_names_and_flags_are_none_of_them(tmp_path: Path, serve: Serv
     serve(drawings.TWITTER, tmp_path / "twitter")
     serve(drawings.FLUENT, tmp_path / "fluent")
     task = load_task("emoji_names")
-    assert said(task) == {f"{number:04x}": f"thing {number}" for number in range(80) if number % 4 != 3}
+    wanted = {f"{number:04x}": f"thing {number}" for number in range(160) if number % 4 != 3}
+    aside = load_task("emoji_aside")
+    check_aside(aside, task, wanted)
     check_shares(task)
+    assert all(example.picture and example.picture.file.endswith(".png") for example in aside.splits["test"])
     for split, examples in task.splits.items():
         endings = {Path(example.picture.file).suffix for example in examples if example.picture}
         assert endings == {".webp" if split == "test" else ".png"}
+
+
+def test_icons_have_the_names_of_their_files(tmp_path: Path, serve: Serve) -> None:
+    for number in range(60):
+        picture(tmp_path / "computer/icons" / "theme" / f"mail_for-ward{number}.png")
+    picture(tmp_path / "computer/icons" / "70a1.png")
+    picture(tmp_path / "computer" / "mouse.png")
+    serve(drawings.CLIPART, tmp_path)
+    found = said(load_task("icons"))
+    assert found == {f"computer/icons/theme/mail_for-ward{n}.png": f"mail for ward{n}" for n in range(60)}
 
 
 def test_flags_have_countries_and_none_another_ones(tmp_path: Path, serve: Serve) -> None:
