@@ -6,7 +6,8 @@ of sha256(key), as a fraction of 2^64. No seed is in it, and an example stays in
 **Duplicates.** The test split is kept as it is. A text that occurs in test is in neither of the others, one of
 validation is not in train, and train and validation have each text once: otherwise a score would measure memory, and a
 few-shot slice could validate on what it trained on. Texts are the same if equal but for white space at the ends. With
-pictures all of this holds for the pair of text and picture; pictures are the same if their files' bytes are.
+pictures all of this holds for the pair of text and picture; pictures are the same if their files' bytes are. A task may
+also have near-duplicates among its pictures dropped (:mod:`pitune.tasks.duplicates`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pitune.assets import fetch, located
 from pitune.errors import PituneError
 from pitune.settings import Settings
 from pitune.store import fingerprint_of
+from pitune.tasks.duplicates import without_near_duplicates
 from pitune.tasks.metrics import METRICS
 from pitune.tasks.readers import Columns, Row, read_rows
 from pitune.tasks.task import NAME, SPLITS, Example, Family, Task
@@ -56,6 +58,10 @@ class TableSource(Settings):
         caption: makes it a retrieval task, with neither ``label`` nor ``labels``: the column with the text that is to
             be found, for each example, among those of all examples; of shards as for ``text``.
         metric: a name in :data:`pitune.tasks.metrics.METRICS`.
+        near_duplicates: by how many of 64 bits the perceptual hashes of near-duplicates differ at most. Pictures of
+            train and validation that are near one of test are dropped, and those of train near one of validation. 6 is
+            right for drawings and pictures off the web; None (nothing is dropped) where all are alike, as digits are:
+            :mod:`pitune.tasks.duplicates` has the measurements.
     """
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
@@ -70,6 +76,7 @@ class TableSource(Settings):
     labels: dict[str, str] | None = Field(None, min_length=2)
     caption: str | None = None
     metric: str = "accuracy"
+    near_duplicates: int | None = Field(None, ge=0, le=16)
 
     def located(self) -> TableSource:
         """Return the source for a process with another working folder: with absolute paths."""
@@ -115,10 +122,17 @@ def table_task(name: str, source: TableSource) -> Task:
     uris = {"train": source.train, "validation": source.validation, "test": source.test}
     tables = {split: read_rows(fetch(uri).path, split, columns) for split, uri in uris.items() if uri is not None}
     missing = tuple(split for split in SPLITS if split not in tables)
-    return build_task(name, source.metric, source.labels, {**tables, **split_rows(tables["train"], missing)})
+    rows = {**tables, **split_rows(tables["train"], missing)}
+    return build_task(name, source.metric, source.labels, rows, source.near_duplicates)
 
 
-def build_task(name: str, metric: str, labels: Mapping[str, str] | None, rows: Mapping[str, list[Row]]) -> Task:
+def build_task(
+    name: str,
+    metric: str,
+    labels: Mapping[str, str] | None,
+    rows: Mapping[str, list[Row]],
+    near_duplicates: int | None = None,
+) -> Task:
     """Build a task: drop duplicates (see above), check everything, take the fingerprint.
 
     Args:
@@ -127,6 +141,7 @@ def build_task(name: str, metric: str, labels: Mapping[str, str] | None, rows: M
         labels: each label value's text; the order gives the label indices. None: it is a retrieval task, whose label
             values are captions; those of all rows are its labels, in alphabetic order.
         rows: the rows of each split.
+        near_duplicates: by how many bits near-duplicates differ at most; None: they are kept.
 
     Raises:
         PituneError: see :func:`table_task`.
@@ -141,6 +156,8 @@ def build_task(name: str, metric: str, labels: Mapping[str, str] | None, rows: M
     checked = {split: [_example(name, row, index) for row in rows[split]] for split in SPLITS}
     _check_keys(name, checked)
     splits = without_duplicates(checked)
+    if near_duplicates is not None:
+        splits = without_near_duplicates(name, splits, near_duplicates)
     _check_classes(name, tuple(labels) if family == "classification" else (), splits)
     modality = _modality(name, splits)
     facts = {"name": name, "modality": modality, "metric": metric, "labels": list(labels.items())}

@@ -26,8 +26,8 @@ whose file names are their captions. By a hash of their own 80% are train, 10% v
 ===================  =====  ==========  =====  ========
 name                 train  validation  test   captions
 ===================  =====  ==========  =====  ========
-``stamp_captions``   381    80          322    674
-``clipart_titles``   571    189         783    1489
+``stamp_captions``   378    80          322    674
+``clipart_titles``   516    174         783    1489
 ``emoji_names``      487    161         619    1274
 ``flags``            103    23          116    242
 ``clipart_aside``    319    35          42     391
@@ -50,6 +50,7 @@ from pitune.assets import fetch
 from pitune.errors import PituneError
 from pitune.tasks.catalogue import drawings
 from pitune.tasks.catalogue.drawings import is_aside
+from pitune.tasks.duplicates import NEAR
 from pitune.tasks.readers import Row
 from pitune.tasks.tables import build_task, split_of
 from pitune.tasks.task import SPLITS, Task
@@ -118,7 +119,7 @@ def _flags(name: str) -> Task:
     except (OSError, ValueError, AttributeError) as error:
         raise PituneError(f"{file}: is no mapping of codes to countries") from error
     pictures = ((code, country, folder / "png250px" / f"{code.lower()}.png") for code, country in countries.items())
-    return _retrieval(name, [drawings.picture_row(*one) for one in pictures if one[0] not in SAME_FLAG])
+    return _retrieval(name, [drawings.picture_row(*one) for one in pictures if one[0] not in SAME_FLAG], None)
 
 
 def titled() -> list[tuple[Row, frozenset[str]]]:
@@ -162,8 +163,9 @@ def _names(file: Path) -> dict[str, str]:
         raise PituneError(f"{file}: is no list of emoji with an image and a name each") from error
 
 
-def _retrieval(name: str, rows: list[Row]) -> Task:
-    return build_task(name, "accuracy", None, _split([row for row in drawings.distinct(iter(rows)) if row.label]))
+def _retrieval(name: str, rows: list[Row], near: int | None = NEAR) -> Task:
+    splits = _split([row for row in drawings.distinct(iter(rows)) if row.label])
+    return build_task(name, "accuracy", None, splits, near)
 
 
 def _aside(name: str, rows: list[Row]) -> Task:

@@ -14,7 +14,7 @@ split that ``clipart`` has it in, by the key's hash 60% train (the first fifth o
 name               train  validation  test   classes
 =================  =====  ==========  =====  =======
 ``easy_vqa``       34445  4130        9673   13
-``clipart_match``  1520   588         978    2
+``clipart_match``  1516   585         978    2
 =================  =====  ==========  =====  =======
 """
 
@@ -31,6 +31,7 @@ from pitune.assets import fetch
 from pitune.errors import PituneError
 from pitune.tasks.catalogue import captions
 from pitune.tasks.catalogue.drawings import is_aside, picture_row
+from pitune.tasks.duplicates import NEAR
 from pitune.tasks.readers import Row
 from pitune.tasks.tables import SHARES, build_task, split_of
 from pitune.tasks.task import SPLITS, Task
@@ -72,7 +73,7 @@ def _match(name: str) -> Task:
         drawing = _Drawing(row, keywords, row.key.partition("/")[0], frozenset(WORDS.findall(row.label.lower())))
         parts[split_of(row.key, SHARES[("validation", "test")])].append(drawing)
     rows = {split: [row for one in held for row in _right_and_wrong(one, held)] for split, held in parts.items()}
-    return build_task(name, "accuracy", MATCH_LABELS, rows)
+    return build_task(name, "accuracy", MATCH_LABELS, rows, NEAR)
 
 
 class _Drawing(NamedTuple):

@@ -22,6 +22,7 @@ from pitune.assets import Asset, content_hash, derived
 from pitune.errors import PituneError
 from pitune.tasks.catalogue import albums, arrays, drawings, load_task, photos, pickles
 from pitune.tasks.catalogue.albums import Drawn, album_rows, bmp
+from pitune.tasks.tables import split_of
 from pitune.tasks.task import Task
 
 RNG = np.random.default_rng(0)
@@ -191,6 +192,14 @@ def categories(folder: Path, labels: Any, count: int = 60) -> None:
             png(folder / label / "inner" / f"{number}.png")
 
 
+def almost(folder: Path) -> None:
+    """Put a picture that goes to test, each of its values one off, where it goes to train."""
+    parts = {split_of(f"food/inner/{number}.png", (0.6, 0.15, 0.25)): number for number in range(10)}
+    image = np.asarray(Image.open(folder / "food" / "inner" / f"{parts['test']}.png"))
+    name = next(f"food/{number}.png" for number in range(10) if split_of(f"food/{number}.png", (0.6, 0, 0)) == "train")
+    Image.fromarray(image ^ 1).save(folder / name)
+
+
 def test_stamps_and_clipart_by_their_top_folder(tmp_path: Path, serve: Callable[[str, Path], None]) -> None:
     for name, labels, uri in (
         ("stamps", drawings.STAMP_LABELS, drawings.STAMPS),
@@ -205,6 +214,7 @@ def test_stamps_and_clipart_by_their_top_folder(tmp_path: Path, serve: Callable[
         (folder / "food" / "also.png").write_bytes((folder / "plants" / "inner" / "5.png").read_bytes())
         png(folder / "animals" / "inner" / "3_mirror.png")
         png(folder / "shapes" / "stars" / "3.png")
+        almost(folder)
         serve(uri, folder)
         task = load_task(name)
         keys = {example.key for examples in task.splits.values() for example in examples}
