@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 HELP = "Transfer-learning studies: an expert per task, the task graph, interpolated experts for few-shot targets."
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=HELP)
+data = typer.Typer(help="The data of tasks.")
+app.add_typer(data, name="data")
 out, err = Console(), Console(stderr=True)
 
 Config = Annotated[Path, typer.Argument(help="the study's YAML, such as configs/quickstart.yaml")]
@@ -138,6 +141,39 @@ def verify(config: Config, set_: Set = None) -> None:
         )
     files = sum(len(manifest["files"]) for manifest in found.values())
     out.print(f"{store.root}: {len(found)} artifacts, {files} files, all as their manifests say", soft_wrap=True)
+
+
+@data.command()
+def prepare(
+    config: Config,
+    to: Annotated[Path, typer.Option(help="the folder that gets a folder for each task")],
+    tasks: Annotated[
+        list[str] | None, typer.Argument(help="of the study or the catalogue; by default the study's")
+    ] = None,
+    per_shard: Annotated[int, typer.Option(min=1, help="the most examples of a shard")] = 1000,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes; by default as many as there are cores")] = None,
+    set_: Set = None,
+) -> None:
+    """Write tasks as webdataset shards with an index, or what is missing of them; check those that are there."""
+    sources = _read(config, set_).tasks
+
+    from pitune.config.reading import to_yaml
+    from pitune.progress import shown
+    from pitune.store import Store
+    from pitune.tasks import preparing
+    from pitune.tasks.catalogue import KNOWN, load_task
+
+    with preparing.workers(workers or os.cpu_count() or 1) as pool, shown(err) as progress:
+        for name in tasks or sources:
+            task, folder = load_task(name, sources.get(name)), to / name
+            index = preparing.prepare(task, folder, per_shard, pool, progress)
+            source = preparing.source_of(task, folder).model_dump(exclude_none=True)
+            lines = to_yaml({"tasks": {f"{name}_shards" if name in KNOWN else name: source}})
+            Store(folder).write("task.yaml", lines.encode())
+            shards = [shard for split in index["splits"].values() for shard in split["shards"]]
+            examples, size = (sum(shard[count] for shard in shards) for count in ("examples", "bytes"))
+            held = f"{examples:,} examples in {len(shards)} shards, {size / 1e6:,.1f} MB"
+            out.print(f"{folder}: {held}; task.yaml names it to a study", soft_wrap=True, highlight=False, markup=False)
 
 
 # Each import below and above is where it is needed: torch, Ray and DeepSpeed take seconds, and few commands need all.

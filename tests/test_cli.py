@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from tinystudy import make_study
 
 from pitune.cli import main
+from pitune.config import load_config
 from pitune.methods import METHODS
+from pitune.tasks.catalogue import load_task
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -39,6 +42,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         (["plan", "study.yaml", "more"], "unexpected extra argument"),
         (["plan", "nothing.yaml"], "nothing.yaml: no such file"),
         (["verify", "nothing.yaml"], "nothing.yaml: no such file"),
+        (["data"], "Missing command"),
+        (["data", "prepare", "nothing.yaml"], "Missing option '--to'"),
+        (["data", "prepare", "nothing.yaml", "--to", "x"], "nothing.yaml: no such file"),
     ],
 )
 def test_wrong_usage_is_one_line(words: list[str], says: str, run: Run) -> None:
@@ -61,6 +67,23 @@ def test_plan_and_status_of_a_new_study(tmp_path: Path, run: Run) -> None:
     for command in ("verify", "report"):
         code, _, err = run(command, config)
         assert code == 2 and "study: has nothing in it yet; run the study first" in err
+    assert not (tmp_path / "study").exists()
+
+
+def test_prepared_tasks_are_the_tasks_of_the_study(tmp_path: Path, run: Run) -> None:
+    config, out = make_study(tmp_path), tmp_path / "out"
+    code, said, _ = run(
+        "data", "prepare", str(config), "alpha", "--to", str(out), "--per-shard", "20", "--workers", "1"
+    )
+    assert code == 0 and f"{out}/alpha: " in said and "task.yaml names it to a study" in said
+    prepared = yaml.safe_load((out / "alpha" / "task.yaml").read_text())["tasks"]
+    wanted = load_task("alpha", load_config(config).tasks["alpha"])
+    changed = make_study(tmp_path, tasks=yaml.safe_load(config.read_text())["tasks"] | prepared)
+    source = load_config(changed).tasks["alpha"]
+    assert source is not None and source.train == str(out / "alpha" / "train")
+    assert load_task("alpha", source).fingerprint == wanted.fingerprint
+    code, _, err = run("data", "prepare", str(config), "nothing", "--to", str(out))
+    assert code == 2 and "task 'nothing': is not in the catalogue" in err
     assert not (tmp_path / "study").exists()
 
 

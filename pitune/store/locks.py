@@ -54,7 +54,7 @@ class FolderLock:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise PituneError(
-                f"study folder {self._root}: another pitune process is working on it; wait for it to end"
+                f"folder {self._root}: another pitune process is working on it; wait for it to end"
             ) from error
         try:
             yield

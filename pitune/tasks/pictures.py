@@ -89,7 +89,19 @@ class Picture:
             PituneError: as :meth:`read`; or it is no picture, damaged, cut off, without pixels, of more than
                 :data:`MOST_PIXELS`, or of 32-bit pixels, which have no agreed black and white.
         """
+        return self._decoded(self.read())
+
+    def read_whole(self) -> bytes:
+        """Return its encoded bytes, where they can be decoded.
+
+        Raises:
+            PituneError: as :meth:`pixels`.
+        """
         content = self.read()
+        self._decoded(content)
+        return content
+
+    def _decoded(self, content: bytes) -> Image.Image:
         try:
             return decoded(content)
         except Exception as error:  # decoders raise whatever the damage makes them stumble over

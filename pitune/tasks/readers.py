@@ -13,11 +13,8 @@ those of ``validation`` and ``test`` begin with the split, ``test/cats/1.png``: 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import posixpath
-import re
-import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +25,7 @@ import pyarrow as pa
 from pitune.assets.hub import PICTURE_ENDINGS
 from pitune.errors import PituneError, reason
 from pitune.tasks.pictures import Picture
+from pitune.tasks.shards import ROW, shard_records
 
 PICTURE_ROWS = 64
 """How many rows of a parquet table of pictures are held at a time."""
@@ -96,6 +94,7 @@ def read_rows(path: Path, split: str, columns: Columns) -> list[Row]:
     text = "text" if columns.text is None and columns.image is None else columns.text
     names = [name for name in (text, columns.answer, columns.key) if name is not None]
     rows: list[Row] = []
+    order: list[int] = []
     for file in files:
         for number, record in enumerate(READERS[file.suffix](file, names, columns.image), start=1):
             place = f"{file}: row {number}"
@@ -103,10 +102,11 @@ def read_rows(path: Path, split: str, columns: Columns) -> list[Row]:
             key = own or f"{split}-{len(rows):06d}"
             body = None if text is None else _value(record, text, place)
             picture = None if columns.image is None else _picture(record, columns.image, file, number, place)
+            order.append(record.get(ROW, len(rows)))
             rows.append(Row(key, body, _value(record, columns.answer, place), place, picture))
     if not rows:
         raise PituneError(f"{path}: has no rows")
-    return rows
+    return [rows[index] for index in sorted(range(len(rows)), key=order.__getitem__)]
 
 
 def _table_files(path: Path) -> list[Path]:
@@ -268,78 +268,12 @@ def _read_parquet(file: Path, columns: list[str], pictures: bool) -> Iterator[pa
                 yield pa.Table.from_batches([batch])
 
 
-# --- shards --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Member:
-    """A shard's member: its bytes, and where they begin in the shard."""
-
-    content: bytes
-    start: int
-
-
-def _shard_records(file: Path, names: list[str], image: str | None) -> Iterator[dict[str, Any]]:
-    """Give a webdataset shard's samples: the members' texts by extension, and the fields of a ``.json`` member.
-
-    Only text and JSON are decoded: webdataset's own decoders, which would also read pickles, are not used.
-    """
-    from webdataset.tariterators import group_by_keys  # brings torch: 1.6 s
-
-    try:
-        with file.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:*") as shard:
-            if image is not None and shard.fileobj is not stream:
-                raise PituneError(f"{file}: is compressed; its pictures are read from where they lie, so unpack it")
-            for sample in group_by_keys(_members(shard, str(file))):
-                found = {} if image is None else {image: _shard_picture(sample, image, file)}
-                yield _sample_fields(sample, names) | found
-    except (OSError, ValueError, EOFError, tarfile.TarError) as error:
-        raise PituneError(f"{file}: cannot be read as a webdataset shard ({reason(error)})") from error
-
-
-def _members(shard: tarfile.TarFile, name: str) -> Iterator[dict[str, Any]]:
-    """Give the members as webdataset's own iterator does, which does not tell where they begin."""
-    while (member := shard.next()) is not None:
-        shard.members = []  # type: ignore[attr-defined]  # it would keep all of a large shard's
-        if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):  # those are webdataset's own
-            stream = shard.extractfile(member)
-            content = stream.read() if stream else b""
-            yield {"fname": member.name, "data": _Member(content, member.offset_data), "__url__": name}
-
-
-def _shard_picture(sample: Mapping[str, Any], extensions: str, file: Path) -> Picture | bytes | None:
-    """Return the picture of a sample: its first member of the ``;``-separated extensions; ``b""`` for an empty one."""
-    for extension in extensions.split(";"):
-        member = sample.get(extension.strip())
-        if isinstance(member, _Member):
-            digest = hashlib.sha256(member.content).hexdigest()
-            size = len(member.content)
-            return Picture(str(file.absolute()), digest, member.start, size) if size else b""
-    return None
-
-
-def _sample_fields(sample: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    fields: dict[str, Any] = {"__key__": str(sample["__key__"])}
-    if "json" in sample:
-        found = json.loads(sample["json"].content)
-        if not isinstance(found, dict):
-            raise ValueError(f"{sample['__key__']}.json has no fields")
-        fields |= {name: _as_text(value) for name, value in found.items()}
-    members = {name: sample.get(name) for name in names}
-    fields |= {name: member.content.decode().strip() for name, member in members.items() if isinstance(member, _Member)}
-    return fields
-
-
-def _as_text(value: object) -> str | None:
-    return value if isinstance(value, str) or value is None else json.dumps(value)
-
-
 READERS: dict[str, Reader] = {
     ".csv": _arrow_records(_read_csv),
     ".tsv": _arrow_records(_read_csv),
     ".jsonl": _arrow_records(_read_json),
     ".parquet": _arrow_records(_read_parquet),
-    ".tar": _shard_records,
+    ".tar": shard_records,
 }
 """What reads a file, by its ending.
 
