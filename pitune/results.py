@@ -1,16 +1,19 @@
-"""The study's tables: which examples every slice drew, and what every method scored."""
+"""The study's tables: what each task is, which examples every slice drew, and what every method scored."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from pitune.errors import PituneError
 from pitune.store import Job, Manifest, Store, table_bytes
 from pitune.tasks.metrics import METRICS
-from pitune.tasks.task import Slice
+from pitune.tasks.task import Example, Slice
 from pitune.training.choice import spent
 
 if TYPE_CHECKING:
@@ -26,6 +29,21 @@ COLUMNS = (
     *("seconds", "trials", "steps", "prediction"),
 )
 """The columns of the table of all scores."""
+SHOWN = 8
+"""So many test examples of a task its card shows: few enough that a report of twenty tasks stays small."""
+SIDE = 96
+"""Pixels of a shown picture's longer side, at most."""
+LINE = 160
+"""Characters of a shown text, at most."""
+CARD: dict[str, pa.DataType] = {"key": pa.string(), "text": pa.string(), "label": pa.string(), "picture": pa.binary()}
+"""The columns of a card's examples, and their types."""
+
+
+@dataclass(frozen=True)
+class CardJob(Job):
+    """A task whose card is to be written: what the study tells of it to those who lack its data."""
+
+    task: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,51 @@ class ResultsJob(Job):
     """The scores to gather: of each target and method, and the predictions (an artifact) that a score is made from."""
 
     rows: tuple[tuple[Slice, str, str], ...]
+
+
+def write_card(materials: Materials, job: CardJob) -> None:
+    """Write down what a task is: its labels' texts and sizes, and a few test examples, their pictures made small.
+
+    The examples are of those that experts are scored on.
+
+    Raises:
+        PituneError: a picture cannot be read or decoded.
+    """
+    task = materials.task(job.task)
+    labels = [{"label": label, "text": text} for label, text in zip(task.labels, task.label_texts, strict=True)]
+    rows = [
+        {
+            "key": example.key,
+            "text": shorten(example.text),
+            "label": task.labels[example.label],
+            "picture": example.picture.thumbnail(SIDE) if example.picture else None,
+        }
+        for example in sorted(materials.test(task.name), key=_lot)[:SHOWN]
+    ]
+    materials.store.commit(
+        job.artifacts[0],
+        {
+            "labels.parquet": table_bytes(labels),
+            "examples.parquet": table_bytes(pa.Table.from_pylist(rows, pa.schema(CARD))),
+        },
+        job.fingerprint,
+        inputs=job.inputs,
+        modality=task.modality,
+        metric=task.metric,
+        labels=len(labels),
+        examples={split: len(examples) for split, examples in task.splits.items()},
+    )
+
+
+def shorten(text: str) -> str:
+    """Return a text as one line of at most :data:`LINE` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= LINE else line[: LINE - 1] + "…"
+
+
+def _lot(example: Example) -> bytes:
+    """Return what decides whether an example is shown: a hash of its key, but not the one that cuts splits."""
+    return hashlib.sha256(f"shown {example.key}".encode()).digest()
 
 
 def write_slice(materials: Materials, job: SliceJob) -> None:

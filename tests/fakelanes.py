@@ -11,7 +11,7 @@ from pitune.embedding.graph import GraphJob
 from pitune.interpolation.scoring import ScoringJob
 from pitune.methods.transfer import TransferJob
 from pitune.plan import Lane, Node, Plan
-from pitune.results import ResultsJob, SliceJob
+from pitune.results import CardJob, ResultsJob, SliceJob
 from pitune.runtime.driver import DriverLane
 from pitune.store import table_bytes
 from pitune.tasks.task import Slice
@@ -21,7 +21,7 @@ from pitune.training.pack import ExpertJob
 def make(plan: Plan, node: Node) -> None:
     """Commit a node's artifacts, made up; the graph and the tables of scores as they would be."""
     job, store = node.job, plan.store
-    if isinstance(job, SliceJob | ResultsJob | TransferJob):
+    if isinstance(job, CardJob | SliceJob | ResultsJob | TransferJob):
         assert node.make is not None
         node.make(plan.materials, job)
     elif isinstance(job, GraphJob):

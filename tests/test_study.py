@@ -51,6 +51,7 @@ def study(config: Path, ray_session: None) -> Study:
     told = Told()
     made.run(told)
     assert told.stages == {
+        "tasks": (3, 0),
         "slices": (5, 0),
         "experts": (5, 0),
         "embeddings": (5, 0),
@@ -75,6 +76,7 @@ def scored(study: Study) -> dict[tuple[str, str], str]:
 def test_every_artifact_of_the_layout_is_there_and_whole(study: Study, config: Path) -> None:
     for target in study.config.targets:
         for artifact in (
+            f"tasks/{target.partition('@')[0]}",
             f"slices/{target}.parquet",
             f"experts/{target}",
             f"baselines/{target}/uniform",

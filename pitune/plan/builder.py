@@ -17,7 +17,20 @@ from pitune.interpolation.scoring import ScoringJob, score
 from pitune.plan import comparing
 from pitune.plan.facts import Facts
 from pitune.plan.node import Lane, Node
-from pitune.results import COLUMNS, PAIRS, RESULTS, ResultsJob, SliceJob, write_results, write_slice
+from pitune.results import (
+    COLUMNS,
+    LINE,
+    PAIRS,
+    RESULTS,
+    SHOWN,
+    SIDE,
+    CardJob,
+    ResultsJob,
+    SliceJob,
+    write_card,
+    write_results,
+    write_slice,
+)
 from pitune.store import Job, fingerprint_of
 from pitune.tasks.task import Slice, Task
 from pitune.training.choice import ChoiceJob, choose
@@ -239,6 +252,12 @@ class Builder:
 
     # --- what the plan adds ------------------------------------------------------------------------------------
 
+    def card(self, task: str) -> Node:
+        """Return what the study tells of a task to those who lack its data: labels, sizes, a few test examples."""
+        shown = {"examples": SHOWN, "side": SIDE, "line": LINE}
+        inputs = {"makes": "card", "task": self.task(task).fingerprint, "shown": shown, **self._scored_on(task)}
+        return self.add(CardJob((f"tasks/{task}",), inputs, task), "tasks", "driver", make=write_card)
+
     def slice(self, chosen: Slice) -> Node:
         """Return the table of the examples that a slice drew."""
         full = chosen.shots is None
@@ -260,20 +279,23 @@ class Builder:
         task, scored = target.task, expert.name if expert else None
         if (task, scored) in self._scores:
             return self._scores[task, scored]
-        inputs: dict[str, Any] = {
+        inputs = {
             "makes": "prediction",
             **self.facts.base,
             "task": self.task(task).fingerprint,
             "expert": self.fingerprint(expert.name) if expert else "",
+            **self._scored_on(task),
         }
-        scored_on = len(self.facts.materials.test(task))
-        if scored_on < len(self.task(task).splits["test"]):
-            inputs["test_examples"] = scored_on
         job = ScoringJob((f"predictions/{_place(method, target, expert)}.parquet",), inputs, task, scored)
         needs = (expert.name,) if expert else ()
-        cost = scored_on / 2  # forward only
+        cost = len(self.facts.materials.test(task)) / 2  # forward only
         node = self.add(job, "predictions", "task", needs, cost, score, together=f"predictions of {task}")
         return self._scores.setdefault((task, scored), node)
+
+    def _scored_on(self, task: str) -> dict[str, Any]:
+        """Return the inputs that tell which of a task's test examples experts are scored on; none where on all."""
+        some = len(self.facts.materials.test(task))
+        return {"test_examples": some} if some < len(self.task(task).splits["test"]) else {}
 
     def results(self, rows: Sequence[tuple[Slice, str, Node]]) -> Node:
         """Return the table of the scores of all (target, method, predictions)."""

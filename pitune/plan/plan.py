@@ -86,6 +86,8 @@ class Plan:
     def _plant(self) -> None:
         """Build what needs no graph, look at the graph, and build the rest if it is there and no goal without it."""
         chosen = self.slices()
+        for task in dict.fromkeys(one.task for one in chosen):
+            self._builder.card(task)
         for one in chosen:
             self._builder.slice(one)
         for one in sorted(chosen, key=self._turn):

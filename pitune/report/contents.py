@@ -222,10 +222,13 @@ def wanted(settings: str) -> Callable[[str], bool]:
     targets, measured = set(study["targets"]), set(matrix.get("targets", ()))
     named = targets | measured | sources
     tasks = {split_slice(target)[0] for target in targets}  # whose full slices are ceilings
+    told = {split_slice(name)[0] for name in named}
 
     def is_wanted(artifact: str) -> bool:
         family, *rest = artifact.split("/")
         owner = rest[0].removesuffix(".parquet") if rest else ""
+        if family == "tasks":
+            return owner in told
         if "@" not in owner:
             return (family not in OF_TARGETS or owner in tasks) and (artifact != TRANSFER or bool(matrix))
         task, shots, _ = split_slice(owner)

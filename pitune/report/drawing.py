@@ -33,9 +33,10 @@ VARIABLES = {
 }  # fmt: skip
 PALETTE = (
     "#2f86a6", "#e0913f", "#5aa05a", "#c75b7e", "#8d70c4", "#b8a035",
-    "#45b0a4", "#d56f4e", "#6f86cf", "#94905c", "#a5645a", "#5f9bd1",
+    "#45b0a4", "#d56f4e", "#6f86cf", "#94905c", "#a5645a", "#5f9bd1", "#8fc3d6", "#f0c896", "#a9d3a9", "#e3adc0",
+    "#c5b4e0", "#dccf86", "#9fd8d1", "#eab5a3",
 )  # fmt: skip
-"""Colours of tasks; those past the last share :data:`OTHERS`."""
+"""Colours of tasks, from the 13th on lighter ones; those past the last share :data:`OTHERS`."""
 OTHERS = "#9a9a9a"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -117,16 +118,19 @@ def note_row(axes: Axes, y: int, text: str) -> None:
     axes.text(1.075, y, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=9)
 
 
-def svg(drawn: Figure, label: str) -> str:
-    """Return ``drawn`` as one inline SVG element, described by ``label`` to those who do not see it."""
+def svg(drawn: Figure, label: str, least: int = 620) -> str:
+    """Return ``drawn`` as one inline SVG element, described by ``label`` to those who do not see it.
+
+    It shrinks with the page down to ``least`` pixels; from there on the page scrolls it.
+    """
     sink = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": hashlib.sha256(label.encode()).hexdigest()}):
         drawn.set_canvas(FigureCanvasSVG(drawn))
         drawn.savefig(sink, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _inline(sink.getvalue(), drawn.get_size_inches()[0], label)
+    return _inline(sink.getvalue(), drawn.get_size_inches()[0], label, least)
 
 
-def _inline(text: str, inches: float, label: str) -> str:
+def _inline(text: str, inches: float, label: str, least: int) -> str:
     """Cut matplotlib's document down to an element that scales, has no ids of its own and follows the page's theme."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -143,7 +147,7 @@ def _inline(text: str, inches: float, label: str) -> str:
     pixels = round(inches * 96)
     opening = (
         f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box.group(1) if box else ""}" role="img" '
-        f'aria-label="{escape(label)}" style="max-width:{pixels}px;min-width:min({pixels}px,620px)">'
+        f'aria-label="{escape(label)}" style="max-width:{pixels}px;min-width:min({pixels}px,{least}px)">'
     )
     return re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1)
 

@@ -13,11 +13,14 @@ from markupsafe import Markup
 
 from pitune.methods import METHODS
 from pitune.report import (
+    cards,
     contents,
     controls,
     figures,
+    modalities,
     numbers,
     overview,
+    paired,
     prediction,
     ranking,
     score_figures,
@@ -37,7 +40,7 @@ from pitune.results import TRANSFER
 from pitune.store import Store, fingerprint_of
 
 PAGE = "report.html"
-VERSION = 5
+VERSION = 6
 """Part of the page's fingerprint: raise it when the page changes."""
 NEAREST = 3
 """So many neighbours are counted where it is asked which sources are near everyone."""
@@ -87,7 +90,9 @@ def _page(store: Store, manifests: Manifests, settings: str) -> str:
     graph = transfer.read_rows(store, manifests, "graph.parquet")
     edges = similarities.read_edges(graph)
     trials = contents.read_trials(store, manifests)
-    moved = _transfer(store, manifests, graph, edges)
+    told = cards.read_cards(manifests)
+    of = {task: card.modality for task, card in told.items()}
+    moved = _transfer(store, manifests, graph, edges, of)
     return (
         _environment()
         .get_template("template.html")
@@ -101,7 +106,9 @@ def _page(store: Store, manifests: Manifests, settings: str) -> str:
             results=_results(targets, total),
             overview=rows,
             transfer=moved,
-            drawings=_drawings(store, manifests, total, targets, edges, trials) | _compared(rows, moved["matrix"]),
+            cards=list(told.values()),
+            galleries=_galleries(store, manifests, told),
+            drawings=_drawings(store, manifests, total, targets, edges, trials, of) | _compared(rows, moved["matrix"]),
             neighbours=words.neighbours(edges),
             trials=[trial for trial in trials if trial.chosen],
             owns={trial.own for trial in trials},
@@ -122,6 +129,7 @@ def _environment() -> Environment:
         "share": numbers.share,
         "points": numbers.points,
         "between": numbers.between,
+        "ends": numbers.ends,
         "duration": numbers.duration,
         "size": numbers.size,
         "count": numbers.count,
@@ -176,15 +184,24 @@ def _tiles(total: Average) -> list[tuple[str, str, str]]:
 
 
 def _transfer(
-    store: Store, manifests: Manifests, graph: list[dict[str, Any]], edges: list[GraphEdge]
+    store: Store, manifests: Manifests, graph: list[dict[str, Any]], edges: list[GraphEdge], of: dict[str, str]
 ) -> dict[str, Any]:
-    """Return what was measured of transfer, how well it was predicted, and which sources are near everyone."""
+    """Return what was measured of transfer, how well it was predicted, what crosses modalities, who is near everyone.
+
+    ``of`` is the modality of each task that has a card.
+    """
     measured = transfer.read_rows(store, manifests, TRANSFER)
     pairs = transfer.read_pairs(measured)
     judgements = prediction.judge(measured, graph)
     near = prediction.occurrence(ranking.few_shot(graph), NEAREST)
+    is_mixed = len(set(of.values())) > 1
+    reaches = paired.reaches(store, manifests, measured) if is_mixed and prediction.are_few(measured) else {}
+    crossing = modalities.crossing(of, edges, pairs, tables.LEVEL, reaches)
     return {
         "pairs": pairs,
+        "crossing": crossing,
+        "crossed": words.crossed(crossing) if crossing else [],
+        "fits": modalities.fits(of, measured, graph) if crossing else [],
         "matrix": transfer.matrix(pairs, edges),
         "sentences": words.transferred(pairs) + words.predicted(judgements, graph),
         "rankings": ranking.rankings(judgements, graph),
@@ -204,6 +221,16 @@ def _compared(rows: Overview, matrix: transfer.Matrix | None) -> dict[str, Marku
     return {name: Markup(text) for name, text in drawn.items()}
 
 
+def _galleries(
+    store: Store, manifests: Manifests, told: dict[str, cards.Card]
+) -> tuple[list[cards.Gallery], list[cards.Gallery]]:
+    """Return the galleries: the first one of each modality, and the others, which the page folds away."""
+    found = cards.read_galleries(store, manifests, told)
+    firsts = {gallery.card.modality: gallery for gallery in reversed(found)}
+    first = [firsts[one] for one in modalities.ordered(firsts)]
+    return first, [gallery for gallery in found if gallery not in first]
+
+
 # --- figures and the rest ------------------------------------------------------------------------------------------
 
 
@@ -214,6 +241,7 @@ def _drawings(
     targets: list[TargetScores],
     edges: list[GraphEdge],
     trials: list[contents.Trial],
+    of: dict[str, str],
 ) -> dict[str, Markup]:
     """Return every figure by name; empty where there is nothing to draw. What matplotlib writes is escaped."""
     found = contents.read_weights(store, manifests)
@@ -225,7 +253,7 @@ def _drawings(
         "gains": score_figures.gains(targets),
         "methods": score_figures.methods(total),
         "heatmap": task_figures.heatmap(similarities.similarity(edges, columns, tasks)),
-        "graph": task_figures.task_graph(similarities.task_similarity(edges), tasks, _gains(targets)),
+        "graph": task_figures.task_graph(similarities.task_similarity(edges), tasks, _gains(targets), of),
         "weights": figures.weights(found, tasks),
         "layers": figures.layer_weights(found, tasks),
         "sweeps": figures.sweeps(trials),
@@ -246,12 +274,13 @@ def _gains(targets: list[TargetScores]) -> dict[str, float]:
 
 
 def _costs(manifests: Manifests) -> dict[str, Any]:
-    """Return the cost of each family of artifacts, its share of the longest, and the sums."""
+    """Return the cost of each stage, a family of artifacts: its share of the sum and of the longest; and the sums."""
     families = tables.costs(manifests)
-    most = max((family.seconds or 0.0 for family in families), default=0.0) or 1.0
+    seconds = [family.seconds or 0.0 for family in families]
+    most, total = max(seconds, default=0.0) or 1.0, sum(seconds)
     return {
-        "rows": [(family, 100 * (family.seconds or 0.0) / most) for family in families],
-        "seconds": sum(family.seconds or 0.0 for family in families),
+        "rows": [(one, took / (total or 1.0), 100 * took / most) for one, took in zip(families, seconds, strict=True)],
+        "seconds": total,
         "bytes": sum(family.bytes for family in families),
         "artifacts": sum(family.artifacts for family in families),
     }

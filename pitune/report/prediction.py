@@ -193,6 +193,11 @@ def occurrence(graph: Iterable[Row], k: int = 3, by: str = "similarity") -> list
     return sorted(found, key=lambda one: (-one.share, one.source))
 
 
+def are_few(matrix: Iterable[Row]) -> bool:
+    """Return whether the rows are of too few seeds for an interval over them."""
+    return len({row["seed"] for row in matrix}) < FEWEST_SEEDS
+
+
 def _by_target(matrix: Iterable[Row]) -> dict[str, list[Row]]:
     """Return the rows of each target slice whose sources are of other tasks and whose scores are numbers."""
     found: dict[str, list[Row]] = defaultdict(list)
@@ -213,13 +218,13 @@ def _judgement(name: str, cases: Sequence[Case], chance: Sequence[Case]) -> Judg
             for case, random in zip(cases, chance, strict=True)
         ]
         for into, pairs in ((values, own), (ahead, apart)):
-            found = _estimate(pairs)
+            found = estimate(pairs)
             if found is not None:
                 into[measure] = found
     return Judgement(name, tuple(cases), values, ahead)
 
 
-def _estimate(pairs: Sequence[tuple[int, float]]) -> Estimate | None:
+def estimate(pairs: Sequence[tuple[int, float]]) -> Estimate | None:
     """Average the values of (seed, value) over the targets of each seed, then over seeds; None where none is a number.
 
     Every seed counts once, however many targets it has.

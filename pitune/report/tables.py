@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 from pitune.report.contents import Manifests, shots_order
 from pitune.report.numbers import percent, plural, points, share, span, spread
@@ -154,7 +155,8 @@ class FamilyCost:
 def costs(manifests: Manifests) -> list[FamilyCost]:
     """Add up the seconds and bytes of the manifests by family, the costliest first.
 
-    Work done side by side counts in full.
+    Work done side by side counts in full. A copy of the best of several trials names the one that it is a copy of, and
+    the seconds of all of them: those count where the trials lie.
     """
     families: dict[str, list[str]] = defaultdict(list)
     for artifact in manifests:
@@ -162,7 +164,11 @@ def costs(manifests: Manifests) -> list[FamilyCost]:
     found = []
     for name, artifacts in families.items():
         several = [manifests[artifact] for artifact in artifacts]
-        seconds = [float(manifest["seconds"]) for manifest in several if manifest.get("seconds") is not None]
+        seconds = [float(manifest["seconds"]) for manifest in several if _has_seconds(manifest)]
         size = sum(file["bytes"] for manifest in several for file in manifest["files"].values())
         found.append(FamilyCost(name, len(several), sum(seconds) if seconds else None, size))
     return sorted(found, key=lambda family: (-(family.seconds or 0.0), -family.bytes, family.name))
+
+
+def _has_seconds(manifest: dict[str, Any]) -> bool:
+    return manifest.get("seconds") is not None and "chosen" not in manifest

@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import networkx as nx
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from pitune.report.contents import Group
-from pitune.report.drawing import HEAT, INK, LINE, MUTED, OTHERS, PAPER, figure, short, short_group, styled, svg
+from pitune.report.drawing import (
+    HEAT,
+    INK,
+    LINE,
+    MUTED,
+    OTHERS,
+    PALETTE,
+    PAPER,
+    figure,
+    legend,
+    legible,
+    short,
+    short_group,
+    styled,
+    svg,
+)
+from pitune.report.modalities import ordered
+from pitune.report.numbers import points
 from pitune.report.similarities import SimilarityTable
 
 ANNOTATED = 12
 """Figures of up to so many tasks have their values written in."""
+DASHES = (0, (2.2, 1.4))
+"""Of lines between modalities."""
+Colour = tuple[float, float, float] | str
+Sign = tuple[Colour, str, float]
+"""How a task is drawn: colour, marker, size in points."""
+SIGNS: list[Sign] = [(PALETTE[0], "o", 17), (PALETTE[1], "s", 15), (PALETTE[4], "D", 14), (PALETTE[2], "^", 17)]
+"""Of the modalities, in the order of the page: colours that stay apart for the colour-blind, and a shape each."""
 
 
 @styled()
@@ -33,12 +59,15 @@ def heatmap(found: SimilarityTable) -> str:
     height = 0.42 if rows <= ANNOTATED else 0.3
     drawn = figure(10.3 if columns > 6 else 0.9 * columns + 3.4, height * rows + 1.9)
     axes, scale = drawn.subplots(1, 2, width_ratios=[40, 1])
-    size = 0 if rows > ANNOTATED or columns > 2 * ANNOTATED else 7 if wide else 9
+    size = 0 if max(rows, columns) > 2 * ANNOTATED else 7 if wide else 9
     cells(axes, found.values, found.same, lambda place: (HEAT, depth[place]), bare, size)
     name_cells(axes, found.sources, found.columns)
+    if columns > 2 * ANNOTATED:  # slanted names would run into each other
+        axes.tick_params(axis="x", labelrotation=90, labelsize=min(9, 300 / columns))
     axes.set_xlabel("target (mean over seeds)", fontsize=9)
     _scale(scale, low, high)
-    return svg(drawn, "Heatmap of the similarity of every source task to every target")
+    least = 900 if wide else 620  # for what is written in to be read
+    return svg(drawn, "Heatmap of the similarity of every source task to every target", least)
 
 
 def cells(
@@ -105,18 +134,27 @@ def _scale(axes: Axes, low: float, high: float) -> None:
 
 
 @styled()
-def task_graph(pairs: dict[tuple[str, str], float], order: list[str], gain: dict[str, float], nearest: int = 2) -> str:
-    """Draw tasks as nodes, joined to their ``nearest`` nearest; a node's colour is what pi gains there, where known.
+def task_graph(
+    pairs: dict[tuple[str, str], float],
+    order: list[str],
+    gain: dict[str, float],
+    modality: Mapping[str, str],
+    nearest: int = 2,
+) -> str:
+    """Draw tasks as nodes, joined to their ``nearest`` nearest.
+
+    Where the tasks are of several modalities, a node's colour and shape is its modality, and lines that cross are
+    dashed; else its colour is what pi gains there, where known.
 
     Args:
         pairs: the similarity of each pair of tasks, in order of name.
         order: the tasks, alike ones side by side.
         gain: pi − single in points, of the tasks that have it.
+        modality: of each task that is known.
         nearest: how many others each task is joined to.
     """
     if not pairs:
         return ""
-    low, high = min(pairs.values()), max(pairs.values())
     graph = nx.Graph()
     graph.add_nodes_from(task for task in order if any(task in pair for pair in pairs))
     for task in graph.nodes:
@@ -125,19 +163,54 @@ def task_graph(pairs: dict[tuple[str, str], float], order: list[str], gain: dict
     place = _ring(list(graph.nodes))
     drawn = figure(10.3, 4.6 if len(place) <= ANNOTATED else 7.0)
     axes = drawn.subplots()
-    ends = [(min(edge), max(edge)) for edge in graph.edges]
-    widths = [1.2 + 6 * (pairs[edge] - low) / (high - low or 1) for edge in ends]
-    axes.add_collection(
-        LineCollection([[place[a], place[b]] for a, b in ends], linewidths=widths, colors=LINE, capstyle="round")
-    )
+    ends = sorted((min(edge), max(edge)) for edge in graph.edges)
+    kinds = ordered(modality[task] for task in graph.nodes if task in modality)
+    signs = {kind: SIGNS[number % len(SIGNS)] for number, kind in enumerate(kinds)} if len(kinds) > 1 else {}
+    crossing = {edge for edge in ends if signs and modality.get(edge[0]) != modality.get(edge[1])}
+    _join(axes, {edge: pairs[edge] for edge in ends}, crossing, place)
     if len(place) <= ANNOTATED:
         _write_edges(axes, {edge: pairs[edge] for edge in ends}, place)
+    most = max([abs(value) for value in gain.values()], default=0.0) or 1.0
     for task in graph.nodes:
-        _node(axes, task, place[task], gain)
+        plain = (_gain_colour(gain.get(task), most), "o", 17)
+        _node(axes, task, place[task], gain, signs.get(modality.get(task, ""), plain))
     axes.set_xlim(-2.5, 2.5)
     axes.set_ylim(-1.2, 1.2)
     axes.set_axis_off()
+    if signs:
+        legend(drawn, _graph_legend(signs))
     return svg(drawn, "Graph of the tasks, joined to their nearest neighbours")
+
+
+def _join(
+    axes: Axes,
+    values: dict[tuple[str, str], float],
+    crossing: set[tuple[str, str]],
+    place: dict[str, NDArray[np.float64]],
+) -> None:
+    """Draw the graph's lines, the thicker the more alike, ``crossing`` ones dashed."""
+    low, high = min(values.values()), max(values.values())
+    most = 6.0 if len(place) <= ANNOTATED else 4.0
+    width = {edge: 1.2 + most * (one - low) / (high - low or 1) for edge, one in values.items()}
+    for dashed in (False, True):
+        some = [edge for edge in values if (edge in crossing) == dashed]
+        style: dict[str, Any] = {"linestyles": [DASHES]} if dashed else {"capstyle": "round"}
+        widths = [width[edge] for edge in some]
+        axes.add_collection(
+            LineCollection([[place[a], place[b]] for a, b in some], linewidths=widths, colors=LINE, **style)
+        )
+
+
+def _graph_legend(signs: dict[str, Sign]) -> list[Line2D]:
+    """Return what modalities look like, and lines."""
+    keys = [
+        Line2D([], [], marker=marker, linestyle="", color=colour, markersize=size * 0.55, label=legible(kind))
+        for kind, (colour, marker, size) in signs.items()
+    ]
+    styles: tuple[tuple[str, Any], ...] = (("within a modality", "-"), ("across modalities", DASHES))
+    for label, style in styles:
+        keys.append(Line2D([], [], color=LINE, linewidth=1.8, linestyle=style, label=label))
+    return keys
 
 
 def _ring(order: list[str]) -> dict[str, NDArray[np.float64]]:
@@ -156,12 +229,12 @@ def _write_edges(axes: Axes, values: dict[tuple[str, str], float], place: dict[s
         axes.text(x, y, f"{value:.2f}", fontsize=8.5, color=MUTED, ha="center", va="center", bbox=box, zorder=2)
 
 
-def _node(axes: Axes, task: str, place: NDArray[np.float64], gain: dict[str, float]) -> None:
-    """Draw a task: a dot, and outside of the ring its name and its gain."""
+def _node(axes: Axes, task: str, place: NDArray[np.float64], gain: dict[str, float], sign: Sign) -> None:
+    """Draw a task: its sign, and outside of the ring its name and its gain."""
     x, y = float(place[0]), float(place[1])
-    colour = _gain_colour(gain.get(task), max([abs(value) for value in gain.values()], default=0.0) or 1.0)
-    axes.plot([x], [y], "o", markersize=17, color=colour, markeredgecolor=PAPER, markeredgewidth=2, zorder=3)
-    text = short(task) + (f"  {gain[task]:+.1f}".replace("-", "−") if task in gain else "")
+    colour, marker, size = sign
+    axes.plot([x], [y], marker, markersize=size, color=colour, markeredgecolor=PAPER, markeredgewidth=2, zorder=3)
+    text = short(task) + (f"  {points(gain[task] / 100)}" if task in gain else "")
     across = "left" if x > 0.1 else "right" if x < -0.1 else "center"
     up = "center" if abs(y) < 0.97 else "bottom" if y > 0 else "top"
     at = ({"left": 13.0, "right": -13.0, "center": 0.0}[across], {"center": 0.0, "bottom": 6.0, "top": -6.0}[up])
@@ -170,10 +243,11 @@ def _node(axes: Axes, task: str, place: NDArray[np.float64], gain: dict[str, flo
     axes.annotate(text, (x, y), at, textcoords="offset points", ha=across, va=up, fontsize=10, zorder=4)
 
 
-def _gain_colour(value: float | None, bound: float) -> tuple[float, ...] | str:
+def _gain_colour(value: float | None, bound: float) -> Colour:
     """Return teal for a gain, orange for a loss, grey for neither or unknown."""
     if value is None:
         return OTHERS
     end = np.array([0.06, 0.52, 0.50]) if value > 0 else np.array([0.85, 0.42, 0.16])
     amount = 0.25 + 0.75 * min(1.0, abs(value) / bound)
-    return tuple(float(part) for part in (1 - amount) * np.array([0.66, 0.68, 0.68]) + amount * end)
+    red, green, blue = ((1 - amount) * np.array([0.66, 0.68, 0.68]) + amount * end).tolist()
+    return red, green, blue

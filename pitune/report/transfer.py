@@ -60,6 +60,11 @@ class Matrix:
     similarities: NDArray[np.float64]
     same: NDArray[np.bool_]
 
+    def rows(self) -> list[tuple[str, list[float | None]]]:
+        """Return each source with its gains as fractions; None where none is measured."""
+        gains = [[float(value) / 100 if math.isfinite(value) else None for value in row] for row in self.gains]
+        return list(zip(self.sources, gains, strict=True))
+
 
 def read_pairs(rows: Iterable[Mapping[str, Any]]) -> list[Pair]:
     """Return the pairs of ``transfer.parquet`` that have been scored, and so has their target's single expert."""
@@ -90,13 +95,17 @@ def gained(pairs: Iterable[Pair]) -> Difference | None:
 
     The pairs of one target slice share its single expert; they count as one, by their mean.
     """
+    some = list(pairs)
+    return difference(mean_scores(some), {pair.slice: pair.single for pair in some})
+
+
+def mean_scores(pairs: Iterable[Pair]) -> dict[str, float]:
+    """Return the mean score of each target slice over its sources of other tasks."""
     scores: dict[str, list[float]] = defaultdict(list)
-    single = {}
     for pair in pairs:
         if not pair.is_own:
             scores[pair.slice].append(pair.score)
-            single[pair.slice] = pair.single
-    return difference({name: float(np.mean(values)) for name, values in scores.items()}, single)
+    return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
 def matrix(pairs: list[Pair], edges: list[GraphEdge]) -> Matrix | None:

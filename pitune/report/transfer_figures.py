@@ -103,7 +103,7 @@ def _heatmap(
     drawn = figure(WIDTH, (0.24 if narrow else 0.36) * rows + 1.5)
     axes = drawn.subplots()
     cells(axes, values, found.same, shade, form, 0 if narrow else 7.5 if columns <= 7 else 6)
-    name_cells(axes, found.sources, found.columns, 12)
+    name_cells(axes, found.sources, found.columns, 18 if narrow else 12)
     axes.set_xlabel(f"target (mean over seeds); {scale}", fontsize=9)
     if narrow:
         axes.tick_params(labelsize=7)

@@ -10,8 +10,9 @@ from pitune.methods import METHODS
 from pitune.report.contents import Group, Manifests, Trial, group_name, split_slice
 from pitune.report.controls import Verdict
 from pitune.report.differences import DECIDING, Difference
+from pitune.report.modalities import HARMS, HELPS, Crossing, Edge, Part
 from pitune.report.numbers import between, ends, percent, plural, points, share, spread
-from pitune.report.prediction import RANDOM, Judgement, Occurrence, Row
+from pitune.report.prediction import CONFIDENCE, RANDOM, Judgement, Occurrence, Row
 from pitune.report.ranking import in_use
 from pitune.report.scores import (
     ALONE,
@@ -204,6 +205,49 @@ def transferred(pairs: list[Pair]) -> list[str]:
         f"points {way} its single expert ({bounds(one)}, paired over {plural(one.slices, 'target slice')}).",
         f"Of {plural(len(others), 'pair')}, {better} gain.",
     ]
+
+
+def crossed(found: Crossing) -> list[str]:
+    """Return sentences on pairs across modalities, beside those within, and name the clearest edges."""
+    if found.across is None:
+        return []
+    said = [f"Across modalities {_part(found.across)}."]
+    if found.within is not None and found.apart is not None:
+        way, one = ("more", found.apart) if found.apart.mean > 0 else ("less", found.apart.turned())
+        said.append(
+            f"Within a modality {_part(found.within)}. On the same target, sources of another modality bring "
+            f"{percent(one.mean)} points {way} ({bounds(one)})."
+        )
+    decided = [edge for edge in found.edges if edge.gain is not None and edge.gain.low is not None]
+    if decided:
+        counts = Counter(edge.verdict for edge in decided)
+        said.append(
+            f"Taken one by one, by their intervals over {found.over}, {counts[HELPS]} of the "
+            f"{plural(len(decided), 'edge')} across modalities help, {counts[HARMS]} harm, and the rest are undecided; "
+            f"by chance alone it would be about {(1 - CONFIDENCE) / 2 * len(decided):.0f} of each."
+        )
+    for verdict, word in ((HELPS, "help"), (HARMS, "harm")):
+        some = [edge for edge in decided if edge.verdict == verdict]
+        clear = sorted(some, key=lambda edge: -abs(_gain(edge)))[:3]
+        if clear:
+            said.append(f"Those that {word} most: {'; '.join(map(_named, clear))}.")
+    return said
+
+
+def _part(found: Part) -> str:
+    return (
+        f"{found.better} of {plural(found.pairs, 'pair')} gain; their mean is {points(found.mean.mean)} points "
+        f"({bounds(found.mean)}, paired over {plural(found.mean.slices, 'target slice')})"
+    )
+
+
+def _gain(edge: Edge) -> float:
+    return edge.gain.mean if edge.gain else 0.0
+
+
+def _named(edge: Edge) -> str:
+    """Return ``movie (text) → stamps@16 (+2.1)``."""
+    return f"{edge.source} ({edge.modality}) → {group_name(edge.target)} ({points(_gain(edge))})"
 
 
 def predicted(judgements: list[Judgement], graph: Sequence[Row]) -> list[str]:

@@ -27,6 +27,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What is decoded, by Pillow's names."""
 MOST_PIXELS = 1024**3 // 4 // 3
 """Pillow's own limit, from which it warns: a larger picture is a mistake, or made to fill the memory."""
+THUMBNAIL_QUALITY = 80
+"""Of webp, 0 to 100: a picture of 96 pixels is one or two kilobytes."""
 SPREADS = {"L;2": 85, "L;4": 17}
 """What takes a PNG's grey of 2 or 4 bits to 8, by Pillow's names."""
 ORIENTATION = 0x0112
@@ -106,6 +108,17 @@ class Picture:
             return decoded(content)
         except Exception as error:  # decoders raise whatever the damage makes them stumble over
             raise PituneError(f"{self.place}: the picture cannot be decoded ({_why(error)})") from error
+
+    def thumbnail(self, side: int) -> bytes:
+        """Return it as webp with no side longer than ``side`` pixels; a smaller one keeps its size.
+
+        Raises:
+            PituneError: as :meth:`pixels`.
+        """
+        image, sink = self.pixels(), io.BytesIO()
+        image.thumbnail((side, side))
+        image.save(sink, "WEBP", quality=THUMBNAIL_QUALITY)
+        return sink.getvalue()
 
     def _content(self) -> bytes:
         if self.cell is not None:

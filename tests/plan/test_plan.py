@@ -60,7 +60,8 @@ def test_a_new_study_knows_what_waits_for_the_graph(folder: Path, tmp_path: Path
     }  # fmt: skip
     assert {item.why for item in plan.items() if item.state == "new"} == {"not there"}
     assert plan.stages() == {
-        **{"slices": (5, 0), "experts": (5, 0), "embeddings": (5, 0), "features": (5, 0), "graph": (1, 0)},
+        **{"tasks": (3, 0), "slices": (5, 0), "experts": (5, 0), "embeddings": (5, 0), "features": (5, 0)},
+        "graph": (1, 0),
         **{"uniform": (2, 0), "transfer": (2, 0), "interpolations": (2, 0), "predictions": (12, 0), "results": (1, 0)},
     }
     assert plan.lanes() == {"driver", "gang", "task", "search"}
@@ -71,6 +72,7 @@ def test_what_needs_nothing_can_be_made_first(folder: Path, tmp_path: Path) -> N
     plan = planned(folder, tmp_path / "study")
     ready = Counter(node.name.partition("/")[0] for node in plan.ready())
     assert ready == {
+        "tasks": 3,
         "slices": 5,
         "experts": 5,
         "features": 5,
@@ -216,7 +218,8 @@ def test_fewer_test_examples_change_scores_and_only_where_there_are_more(made: P
     found = changed(planned(folder, Path(made.store.root), f"test_examples={max(sizes.values()) - 1}"))
     larger = {task for task, size in sizes.items() if size == max(sizes.values())}
     scored = {name.split("/")[1].partition("@")[0] for name in found if name.startswith("predictions/")}
-    assert scored == larger and {name.partition("/")[0] for name in found} == {"predictions", "results.parquet"}
+    assert scored == larger <= {name.partition("/")[2] for name in found if name.startswith("tasks/")}  # sources too
+    assert {name.partition("/")[0] for name in found} == {"predictions", "results.parquet", "tasks"}
 
 
 @pytest.mark.parametrize("setting", ["objective.scale=10", "expert.rank=3", "training.precision=bf16"])
@@ -300,5 +303,5 @@ def test_a_thousand_slices_are_planned_in_seconds(tmp_path: Path) -> None:
 
 
 def plan_size(slices: int, targets: int, tasks: int) -> int:
-    """Slices, experts, embeddings, features; graph and results; three experts and four scores a target, two a task."""
-    return 4 * slices + 2 + (3 + 4) * targets + 2 * tasks
+    """Four of each slice, graph and results; three experts and four scores a target; a card and two scores a task."""
+    return 4 * slices + 2 + (3 + 4) * targets + 3 * tasks

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image, ImageDraw
 
+from pitune.results import CARD
 from pitune.store import Store, fingerprint_of, table_bytes
 
 SIX = ("amazon", "movie", "news20", "nyt", "reuters", "tweets")
+TWENTY = {
+    "fashion": "image", "digits": "image", "animals": "image", "stamps": "image", "clipart": "image", "emoji": "image",
+    "solar": "image", "amazon": "text", "movie": "text", "news20": "text", "nyt": "text", "reuters": "text",
+    "tweets": "text", "bbc": "text", "stamp_captions": "image", "clipart_titles": "image", "emoji_names": "image",
+    "flags": "image", "easy_vqa": "image+text", "clipart_match": "image+text",
+}  # fmt: skip
+"""Twenty tasks of three modalities."""
+CAPTIONED = ("stamp_captions", "clipart_titles", "emoji_names", "flags")
+"""Tasks whose labels are hundreds of captions."""
 SCORED = ("zero_shot", "single", "uniform", "nearest", "pi", "full")
 """The methods that a study scores where nothing else is said."""
 RIVALS = (
@@ -36,7 +49,8 @@ COST = {
 }  # fmt: skip
 """Trials, steps and seconds of a slice; the others: 8, 320 and 48.5."""
 FAMILIES = (
-    "experts", "baselines", "embeddings", "graph", "sweeps", "interpolations", "predictions", "transfer", "results",
+    "tasks", "experts", "baselines", "embeddings", "graph", "sweeps", "interpolations", "predictions", "transfer",
+    "results",
 )  # fmt: skip
 SETTINGS = """\
 name: {name}
@@ -57,7 +71,9 @@ MATRIX = "transfer: {{sources: [{sources}], targets: [{targets}]}}\n"
 class Study:
     """What to make up; ``families`` leaves stages out, ``methods`` methods, an empty ``own`` that column of sweeps.
 
-    ``towers`` gives each tower its number of layers. An ``old`` study has one similarity, and no trials and steps.
+    ``towers`` gives each tower its number of layers, ``modalities`` a task its modality where it is not text, and
+    ``texts`` every example its text where it is to be a certain one. An ``old`` study has one similarity, and no trials
+    and steps.
     """
 
     tasks: Sequence[str] = SIX
@@ -69,6 +85,8 @@ class Study:
     own: Sequence[str] = ("trained", "fresh")
     name: str = "six_texts"
     old: bool = False
+    modalities: Mapping[str, str] = field(default_factory=dict)
+    texts: str = ""
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def targets(self) -> list[tuple[str, int, int]]:
@@ -94,6 +112,25 @@ class Study:
         return store
 
     # --- one method a family -----------------------------------------------------------------------------------
+
+    def _tasks(self, store: Store) -> None:
+        for task in self.tasks:
+            labels, modality = labels_of(task), self.modalities.get(task, "text")
+            rows = [
+                {
+                    "key": key,
+                    "text": (self.texts or f"is {key} of {task} one?") if "text" in modality else "",
+                    "label": label_of(task, key),
+                    "picture": picture(key) if "image" in modality else None,
+                }
+                for key in KEYS[:8]
+            ]
+            table = pa.Table.from_pylist(rows, pa.schema(CARD))
+            named = [{"label": label, "text": self.texts + text} for label, text in labels.items()]
+            files = {"labels.parquet": table_bytes(named), "examples.parquet": table_bytes(table)}
+            sizes = {"train": 1000, "validation": 200, "test": len(KEYS)}
+            facts = {"modality": modality, "metric": "accuracy", "labels": len(labels), "examples": sizes}
+            commit(store, f"tasks/{task}", files, **facts)
 
     def _experts(self, store: Store) -> None:
         for place, name in enumerate([*self.sources(), *(f"{t}@{n}#{s}" for t, n, s in self.targets())]):
@@ -177,10 +214,14 @@ class Study:
             )
 
     def _predictions(self, store: Store) -> None:
-        table = table_bytes([{"key": "a", "label": "yes", "prediction": "no", "score": 0.5}])
-        wanted = {prediction(method, *target) for target in self.targets() for method in self.methods}
-        for artifact in sorted(wanted):
-            commit(store, artifact, {"": table}, seconds=0.75)
+        wanted = {prediction(m, *target): (m, target[0]) for target in self.targets() for m in self.methods}
+        for artifact, (method, task) in sorted(wanted.items()):
+            labels = list(labels_of(task))
+            rows = [
+                {"key": key, "label": label_of(task, key), "prediction": said(method, task, key, labels), "score": 0.5}
+                for key in KEYS
+            ]
+            commit(store, artifact, {"": table_bytes(rows)}, seconds=0.75)
 
     def _transfer(self, store: Store) -> None:
         rng = np.random.default_rng(11)
@@ -225,6 +266,51 @@ class Study:
             return 0.95
         a, b = self.tasks.index(one), self.tasks.index(other)
         return 0.62 - 0.01 * abs(a - b) if a % 3 == b % 3 else 0.3 - 0.005 * abs(a - b)
+
+
+KEYS = [f"test-{number:03d}" for number in range(12)]
+"""The test examples of every made-up task."""
+
+
+def labels_of(task: str) -> dict[str, str]:
+    """Return a task's labels with their texts: two, or hundreds of captions."""
+    if task in CAPTIONED:
+        return {f"c{n}": f"caption {n}, which tells of {task} at some length, as captions do" for n in range(300)}
+    return {"0": f"not {task}", "1": f"{task}, surely"}
+
+
+def lot(*parts: str) -> int:
+    return int.from_bytes(hashlib.sha256("|".join(parts).encode()).digest()[:4])
+
+
+def label_of(task: str, key: str) -> str:
+    labels = list(labels_of(task))
+    return labels[lot(task, key) % len(labels)]
+
+
+def said(method: str, task: str, key: str, labels: Sequence[str]) -> str:
+    """Return what a method says: right in half of the cases, the better methods more often."""
+    right = lot(method, task, key) % 10 < {"zero_shot": 4, "single": 6}.get(method, 8)
+    return label_of(task, key) if right else labels[lot(key, task) % len(labels)]
+
+
+def picture(key: str) -> bytes:
+    """Return a drawn picture as cards have them."""
+    noise = np.random.default_rng(lot(key)).integers(90, 160, (72, 96, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    pen = ImageDraw.Draw(image)
+    turn = lot(key) % 60
+    pen.ellipse((10 + turn // 2, 8, 50 + turn // 2, 60), fill=(200, 40 + turn, 60))
+    pen.rectangle((30, 30 + turn // 3, 80, 66), fill=(40, 80, 120 + turn))
+    sink = io.BytesIO()
+    image.save(sink, "WEBP", quality=80)
+    return sink.getvalue()
+
+
+def twenty(**changes: Any) -> Study:
+    """Return a study of twenty tasks at 16 shots, three seeds."""
+    many = {"tasks": tuple(TWENTY), "shots": (16,), "modalities": TWENTY, "name": "twenty"}
+    return Study(**{**many, **changes})
 
 
 def tiny(**changes: Any) -> Study:

@@ -115,6 +115,7 @@ def test_no_gap_where_full_data_is_not_better(tmp_path: Path) -> None:
 def test_cost_adds_up_the_manifests_by_family(tmp_path: Path) -> None:
     store = tiny().write(Store(tmp_path))
     store.commit("rivals/movie@16#0/tadapter.json", {"": b"123"}, "0", seconds=2.0)
+    store.commit("baselines/movie@16#0/chosen", {"a": b"1"}, "0", seconds=90.0, chosen="trials/movie@16#0/3")  # a copy
     families = {family.name: family for family in costs(store.artifacts())}
     seconds = {name: family.seconds for name, family in families.items()}
     assert seconds == {
@@ -126,6 +127,7 @@ def test_cost_adds_up_the_manifests_by_family(tmp_path: Path) -> None:
         "rivals": 2.0,
         "graph": 0.1,
         "transfer": pytest.approx(6 * 3 * 1.5 + 0.1),
+        "tasks": None,
         "sweeps": None,
         "results": None,
     }
