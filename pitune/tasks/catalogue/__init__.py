@@ -19,15 +19,15 @@ name                what                                         classes  source
                                                                           16.0.0, and, in test,
                                                                           @lobehub/fluent-emoji-3d 1.1.0   MIT
 ``solar``           defects of solar cells                       4        PyPI elpv-dataset 1.0.0.post1    CC BY-NC-SA
-``stamp_captions``  captions of the stamps                       674      Debian tuxpaint-stamps-default   free, several
-``clipart_titles``  titles of the clip art                       1489     Debian openclipart-png, -svg     public domain
+``stamp_captions``  captions of the stamps                       644      Debian tuxpaint-stamps-default   free, several
+``clipart_titles``  titles of the clip art                       902      Debian openclipart-png, -svg     public domain
 ``emoji_names``     names of emoji, tested in another style      1274     as ``emoji``
 ``flags``           countries of flags                           242      npm svg-country-flags 1.2.10     public domain
 ``easy_vqa``        questions about a shape in a picture         13       PyPI easy-vqa 1.0                MIT
 ``clipart_match``   is this title this clip art's?               2        Debian openclipart-png, -svg     public domain
-``clipart_aside``   titles of clip art of no other task          391      the same                         public domain
+``clipart_aside``   titles of clip art of no other task          222      the same                         public domain
 ``emoji_aside``     names of emoji of no other task              318      as ``emoji``
-``icons``           names of icons                               1276     Debian openclipart-png           public domain
+``icons``           names of icons                               1148     Debian openclipart-png           public domain
 ==================  ===========================================  =======  ===============================  =============
 
 The classes of those with hundreds are captions: tasks of retrieval (:mod:`pitune.tasks.task`). The last three are for

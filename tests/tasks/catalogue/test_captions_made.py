@@ -15,6 +15,7 @@ from PIL import Image
 from pitune.assets import Asset, content_hash
 from pitune.errors import PituneError
 from pitune.tasks.catalogue import captions, drawings, load_task, questions
+from pitune.tasks.readers import Row
 from pitune.tasks.tables import SHARES, split_of
 from pitune.tasks.task import Task
 
@@ -78,6 +79,7 @@ def test_stamps_have_the_first_line_of_what_is_said_of_them(tmp_path: Path, serv
     twin = tmp_path / "stamps" / "hobbies" / "twin.png"
     twin.write_bytes((tmp_path / "stamps" / "animals" / "7.png").read_bytes())
     twin.with_suffix(".txt").write_text("Something else.")
+    picture(tmp_path / "stamps" / "hobbies" / "again.png").with_suffix(".txt").write_text("ANIMAL 8.")
     serve(drawings.STAMPS, tmp_path / "stamps")
     task = load_task("stamp_captions")
     assert (task.family, task.modality, task.metric) == ("retrieval", "image", "accuracy")
@@ -85,9 +87,10 @@ def test_stamps_have_the_first_line_of_what_is_said_of_them(tmp_path: Path, serv
     check_shares(task)
 
 
-def svg(title: str, *keywords: str) -> str:
+def svg(title: str, *keywords: str, author: str = "Jo") -> str:
     words = "".join(f"<rdf:li>{word}</rdf:li>" for word in keywords)
-    return f"<svg><dc:title>{title}</dc:title><dc:subject><rdf:Bag>{words}</rdf:Bag></dc:subject></svg>"
+    creator = f'<dc:creator>\n<cc:Agent rdf:about=""><dc:title>{author}</dc:title></cc:Agent></dc:creator>'
+    return f"<svg><dc:title>{title}</dc:title><dc:subject><rdf:Bag>{words}</rdf:Bag></dc:subject>{creator}</svg>"
 
 
 def clipart(folder: Path) -> dict[str, str]:
@@ -97,19 +100,30 @@ def clipart(folder: Path) -> dict[str, str]:
         for number in range(40):
             key = f"{top}/{number}.png"
             picture(folder / "png" / key)
-            title = f"{top}_{number} &amp; more{top}"
+            letters = chr(97 + number // 26) * 3 + chr(97 + number % 26) * 3
+            title = f"{top}_{letters} &amp; more{top} 0{number}"
             (folder / "svg" / top).mkdir(parents=True, exist_ok=True)
             (folder / "svg" / top / f"{number}.svg").write_text(svg(title, top, "hash", ""))
-            wanted[key] = f"{top} {number} & more{top}"
+            wanted[key] = f"{top} {letters} & more{top}"
     for name, title in (
         ("a", "Clipart by Somebody - 7"),
         ("b", "12 34"),
         ("c", ""),
-        *((f"d{i}", "All") for i in range(4)),
+        ("e", "Switch 37 ports"),
+        ("f", "Pie (B and W)"),
+        ("g", "caf\u00e9"),
+        ("h", "somebody@some"),
+        ("i", "FOOD aaaaaa &amp; morefood"),
+        *((f"d{i}", ("All", "all", "ALL 7", "All-8")[i]) for i in range(4)),
     ):
         picture(folder / "png" / "food" / f"{name}.png")
         (folder / "svg" / "food" / f"{name}.svg").write_text(svg(title))
+    picture(folder / "png" / "food" / "pane.png")
+    (folder / "svg" / "food" / "pane.svg").write_text(svg("Pane", author="Architetto Francesco Rollandin"))
     picture(folder / "png" / "food" / "no_svg.png")
+    twin = folder / "png" / "tools" / "twin.png"
+    twin.write_bytes((folder / "png" / "animals" / "7.png").read_bytes())
+    (folder / "svg" / "tools" / "twin.svg").write_text(svg("A twin"))
     picture(folder / "png" / "signs_and_symbols" / "flags" / "chad.png")
     (folder / "svg" / "signs_and_symbols" / "flags").mkdir(parents=True)
     (folder / "svg" / "signs_and_symbols" / "flags" / "chad.svg").write_text(svg("chad"))
@@ -131,6 +145,9 @@ def test_a_drawing_meets_its_title_and_a_strangers(tmp_path: Path, serve: Serve)
     serve(captions.SVG, tmp_path / "svg")
     task = load_task("clipart_match")
     assert (task.family, task.modality, task.labels) == ("classification", "image+text", ("yes", "no"))
+    for examples in task.splits.values():
+        right, wrong = (Counter(one.text for one in examples if one.label == label) for label in (0, 1))
+        assert right == wrong and set(right.values()) == {1}
     found: Counter[str] = Counter()
     splits = {}
     for split, examples in task.splits.items():
@@ -142,9 +159,15 @@ def test_a_drawing_meets_its_title_and_a_strangers(tmp_path: Path, serve: Serve)
             if label == "yes":
                 assert example.text == wanted[key]
             else:
-                assert example.text in titles and example.text.split()[0] != key.partition("/")[0]
+                assert example.text in titles and set(example.text.split()) & set(wanted[key].split()) == {"&"}
             found[key] += 1
     assert found == dict.fromkeys([key for key in wanted if place(key) >= 0.2], 2)
+
+
+def test_drawings_that_cannot_be_paired_are_one_line() -> None:
+    rows = [Row(f"animals/{name}.png", None, name, name) for name in ("cat", "dog", "owl")]
+    with pytest.raises(PituneError, match=r"^owl: no drawing of its split has a title that is surely wrong for it$"):
+        questions.pairs([questions.Drawing(row, frozenset(), "animals", frozenset([row.label])) for row in rows])
 
 
 def test_emoji_have_names_and_flags_are_none_of_them(tmp_path: Path, serve: Serve) -> None:
@@ -172,7 +195,8 @@ def test_icons_have_the_names_of_their_files(tmp_path: Path, serve: Serve) -> No
     for number in range(60):
         picture(tmp_path / "computer/icons" / "theme" / f"mail_for-ward{number}.png")
     picture(tmp_path / "computer/icons" / "70a1.png")
-    picture(tmp_path / "computer" / "mouse.png")
+    mouse = picture(tmp_path / "computer" / "mouse.png")
+    (tmp_path / "computer/icons" / "the-mouse.png").write_bytes(mouse.read_bytes())
     serve(drawings.CLIPART, tmp_path)
     found = said(load_task("icons"))
     assert found == {f"computer/icons/theme/mail_for-ward{n}.png": f"mail for ward{n}" for n in range(60)}
@@ -180,12 +204,18 @@ def test_icons_have_the_names_of_their_files(tmp_path: Path, serve: Serve) -> No
 
 def test_flags_have_countries_and_none_another_ones(tmp_path: Path, serve: Serve) -> None:
     countries = {f"X{letter}": f"Land {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
+    countries |= {
+        "KR": "Korea, Republic of",
+        "CD": "Congo, the Democratic Republic of the",
+        "XX": "This, That and More",
+    }
     for code in [*countries, "UM", "ZZ"]:
         picture(tmp_path / "png250px" / f"{code.lower()}.png")
     (tmp_path / "countries.json").write_text(json.dumps({**countries, "UM": "US Minor Outlying Islands"}))
     serve(captions.FLAGS, tmp_path)
     task = load_task("flags")
-    assert said(task) == countries
+    turned = {"KR": "Republic of Korea", "CD": "the Democratic Republic of the Congo"}
+    assert said(task) == countries | turned
     check_shares(task)
     (tmp_path / "countries.json").write_text("[]")
     with pytest.raises(PituneError, match=r"countries\.json: is no mapping of codes to countries"):
