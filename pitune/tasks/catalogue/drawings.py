@@ -21,7 +21,7 @@ bridge's projector can learn from them, and a study's shots are as new to it as 
 ``emoji_aside`` in :mod:`captions`). Otherwise it would know the shots by heart, and validation would say nothing.
 
 Of stamps and clip art the same drawing often comes in several colours, or with another detail: near-duplicates are
-dropped too (:mod:`pitune.tasks.duplicates`). Emoji keep theirs: test is in a style of its own and has none, though 27
+dropped too (:mod:`pitune.tasks.duplicates`). Emoji keep theirs: test is in a style of its own and has none, though 17
 of train are almost one of validation.
 
 The labels are of unequal size, so that the metric is ``macro_f1``. What is left after dropping duplicates by the rule

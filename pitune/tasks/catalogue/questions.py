@@ -14,7 +14,7 @@ first fifth of it is set aside), 15% validation and 25% test.
 name               train  validation  test   classes
 =================  =====  ==========  =====  =======
 ``easy_vqa``       34445  4130        9673   13
-``clipart_match``  910    322         572    2
+``clipart_match``  870    318         572    2
 =================  =====  ==========  =====  =======
 """
 
@@ -31,10 +31,10 @@ from pitune.assets import fetch
 from pitune.errors import PituneError
 from pitune.tasks.catalogue import captions
 from pitune.tasks.catalogue.drawings import is_aside, picture_row
-from pitune.tasks.duplicates import NEAR
+from pitune.tasks.duplicates import NEAR, without_near_duplicates
 from pitune.tasks.readers import Row
 from pitune.tasks.tables import SHARES, build_task, split_of
-from pitune.tasks.task import SPLITS, Task
+from pitune.tasks.task import SPLITS, Example, Task
 
 EASY = "pypi:easy-vqa==1.0#easy_vqa/data"
 WORDS = re.compile(r"[^\W\d_]{3,}")
@@ -72,8 +72,15 @@ def _match(name: str) -> Task:
             continue
         drawing = Drawing(row, keywords, row.key.partition("/")[0], frozenset(WORDS.findall(row.label.lower())))
         parts[split_of(row.key, SHARES[("validation", "test")])].append(drawing)
-    rows = {split: pairs(found) for split, found in parts.items()}
-    return build_task(name, "accuracy", MATCH_LABELS, rows, NEAR)
+    rows = {split: pairs(found) for split, found in _apart(name, parts).items()}
+    return build_task(name, "accuracy", MATCH_LABELS, rows)
+
+
+def _apart(name: str, parts: Mapping[str, list[Drawing]]) -> dict[str, list[Drawing]]:
+    """Return the drawings without those that are near one of a later split, whatever title either meets."""
+    plain = {split: tuple(Example(one.row.key, "", 0, one.row.picture) for one in parts[split]) for split in SPLITS}
+    kept = {example.key for held in without_near_duplicates(name, plain, NEAR).values() for example in held}
+    return {split: [one for one in parts[split] if one.row.key in kept] for split in SPLITS}
 
 
 class Drawing(NamedTuple):
