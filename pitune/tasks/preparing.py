@@ -91,10 +91,7 @@ def prepare(
 
 
 def source_of(task: Task, folder: str | Path) -> TableSource:
-    """Return the task as it lies prepared in ``folder``, as a study's configuration may name it.
-
-    It is the same task. Of a retrieval task only captions are lost that no example has: those of dropped duplicates.
-    """
+    """Return the task as it lies prepared in ``folder``, as a study's configuration may name it."""
     uris = {split: str(Path(folder) / split) for split in task.splits}
     image = ";".join(PICTURES) if "image" in task.modality else None
     text = "text" if task.modality == "image+text" else None

@@ -139,7 +139,7 @@ def build_task(
         name: the task's name.
         metric: a name in :data:`pitune.tasks.metrics.METRICS`.
         labels: each label value's text; the order gives the label indices. None: it is a retrieval task, whose label
-            values are captions; those of all rows are its labels, in alphabetic order.
+            values are captions; those of all examples that are left are its labels, in alphabetic order.
         rows: the rows of each split.
         near_duplicates: by how many bits near-duplicates differ at most; None: they are kept.
 
@@ -158,6 +158,8 @@ def build_task(
     splits = without_duplicates(checked)
     if near_duplicates is not None:
         splits = without_near_duplicates(name, splits, near_duplicates)
+    if family == "retrieval":
+        labels, splits = _still_met(tuple(labels), splits)
     _check_classes(name, tuple(labels) if family == "classification" else (), splits)
     modality = _modality(name, splits)
     facts = {"name": name, "modality": modality, "metric": metric, "labels": list(labels.items())}
@@ -225,6 +227,18 @@ def _captioned(row: Row) -> Row:
     if not caption:
         raise PituneError(f"{row.place}: the caption is empty; remove the row or fill it in")
     return replace(row, label=caption)
+
+
+def _still_met(
+    captions: tuple[str, ...], splits: Mapping[str, tuple[Example, ...]]
+) -> tuple[dict[str, str], dict[str, tuple[Example, ...]]]:
+    """Return the captions that an example has, without those of dropped duplicates, and the examples labelled anew."""
+    met = sorted({example.label for examples in splits.values() for example in examples})
+    place = {label: index for index, label in enumerate(met)}
+    return {captions[label]: captions[label] for label in met}, {
+        split: tuple(replace(example, label=place[example.label]) for example in examples)
+        for split, examples in splits.items()
+    }
 
 
 def _check_keys(task: str, splits: Mapping[str, list[Example]]) -> None:

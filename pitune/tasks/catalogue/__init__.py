@@ -19,9 +19,9 @@ name                what                                         classes  source
                                                                           16.0.0, and, in test,
                                                                           @lobehub/fluent-emoji-3d 1.1.0   MIT
 ``solar``           defects of solar cells                       4        PyPI elpv-dataset 1.0.0.post1    CC BY-NC-SA
-``stamp_captions``  captions of the stamps                       644      Debian tuxpaint-stamps-default   free, several
-``clipart_titles``  titles of the clip art                       902      Debian openclipart-png, -svg     public domain
-``emoji_names``     names of emoji, tested in another style      1274     as ``emoji``
+``stamp_captions``  captions of the stamps                       641      Debian tuxpaint-stamps-default   free, several
+``clipart_titles``  titles of the clip art                       881      Debian openclipart-png, -svg     public domain
+``emoji_names``     names of emoji, tested in another style      1266     as ``emoji``
 ``flags``           countries of flags                           242      npm svg-country-flags 1.2.10     public domain
 ``easy_vqa``        questions about a shape in a picture         13       PyPI easy-vqa 1.0                MIT
 ``clipart_match``   is this title this clip art's?               2        Debian openclipart-png, -svg     public domain

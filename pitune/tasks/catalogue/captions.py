@@ -31,9 +31,9 @@ train, 10% validation, 10% test.
 ===================  =====  ==========  =====  ========
 name                 train  validation  test   captions
 ===================  =====  ==========  =====  ========
-``stamp_captions``   312    67          262    644
-``clipart_titles``   326    108         447    902
-``emoji_names``      487    161         618    1274
+``stamp_captions``   312    67          262    641
+``clipart_titles``   326    108         447    881
+``emoji_names``      487    161         618    1266
 ``flags``            103    23          116    242
 ``clipart_aside``    176    21          25     222
 ``emoji_aside``      262    31          25     318
