@@ -1,4 +1,4 @@
-"""kill -9 in stage after stage of a study; what goes on from there is what would have come of it anyway.
+"""Signals in stage after stage of a study; what goes on from there is what would have come of it anyway.
 
 Stages go on side by side: a kill in one may also be one in the middle of others.
 """
@@ -55,11 +55,11 @@ def leave_something(study: Path, stage: str) -> None:
             store.discard(artifact)
 
 
-def run(config: Path, study: Path, kill_in: str | None = None) -> str:
-    """Run the study; with ``kill_in``, kill -9 the driver when that stage writes its first file.
+def run(config: Path, study: Path, kill_in: str | None = None, number: int = signal.SIGKILL) -> list[str]:
+    """Run the study; with ``kill_in``, send the driver a signal when that stage writes its first file.
 
     Returns:
-        What it printed.
+        The lines that it printed.
     """
     words = [sys.executable, "-m", "pitune.cli", "run", str(config), "--set", f"study={study}"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -74,9 +74,10 @@ def run(config: Path, study: Path, kill_in: str | None = None) -> str:
             lines.append(line)
             if kill_in and re.match(rf"{kill_in}: \d+ of \d+ there, starting", line):
                 wait_for_a_file(study, place, before)
-                os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == (-signal.SIGKILL if kill_in else 0), "".join(lines)
-    return "".join(lines)
+                os.kill(process.pid, number)
+    killed = 143 if number == signal.SIGTERM else -number
+    assert process.returncode == (killed if kill_in else 0), "".join(lines)
+    return lines
 
 
 def assert_close(ours: Path, theirs: Path) -> None:
@@ -88,15 +89,20 @@ def assert_close(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.kill
-def test_killed_in_each_stage_it_goes_on_to_identical_results(tmp_path: Path) -> None:
+def test_stopped_or_killed_in_any_stage_it_goes_on_to_identical_results(tmp_path: Path) -> None:
     config = make_study(tmp_path, transfer={})
     run(config, tmp_path / "through")
-    for stage in STAGES:
+    lines = run(config, tmp_path / "killed", kill_in="experts", number=signal.SIGTERM)
+    assert lines[-1] == "pitune: stopped; run the same command to go on\n"
+    assert not any("Traceback" in line for line in lines)
+    assert not list(Store(tmp_path / "killed").problems())
+    for stage in ("transfer", "interpolations", "predictions"):
         leave_something(tmp_path / "killed", stage)
         run(config, tmp_path / "killed", kill_in=stage)
         killed = Store(tmp_path / "killed")
-        assert not list(killed.problems()) and killed.manifest(TRANSFER) is None
+        assert not list(killed.problems())
         kept = {name: manifest["written"] for name, manifest in killed.artifacts().items()}
+    assert "results.parquet" not in kept
     run(config, tmp_path / "killed")
 
     ours: Any

@@ -72,7 +72,7 @@ def test_the_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session
     """It is a row of the results, a column of the report, and its expert saw the shots and the nearest source."""
     method = shown("A method", "Joint", tmp_path)
     monkeypatch.setitem(METHODS, method.name, method())
-    methods = ["single", "pi", "full", method.name]
+    methods = ["single", method.name]
     study = Study(load_config(make_study(tmp_path, targets=["alpha@2#0"], methods=methods)))
     study.run(Silent())
     (row,) = (row for row in study.store.table("results.parquet").to_pylist() if row["method"] == "joint")
