@@ -26,12 +26,11 @@ from pitune.results import TRANSFER
 from pitune.store import Store
 
 STAGES = {
-    "experts": "experts/*",
     "transfer": "transfer/*/*",
     "interpolations": "interpolations/*",
     "predictions": "predictions/*/*",
 }
-"""Where the artifacts of stages lie, first ones and last ones of every lane."""
+"""Where the artifacts of a stage of each lane lie: gangs, trials, tasks."""
 FIRST = {"interpolations": "sweeps/trials/*"}
 """Where a stage's first files appear, where that is elsewhere."""
 
@@ -89,14 +88,14 @@ def assert_close(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.kill
-def test_stopped_or_killed_in_any_stage_it_goes_on_to_identical_results(tmp_path: Path) -> None:
+def test_stopped_or_killed_in_any_lane_it_goes_on_to_identical_results(tmp_path: Path) -> None:
     config = make_study(tmp_path, transfer={})
     run(config, tmp_path / "through")
-    lines = run(config, tmp_path / "killed", kill_in="experts", number=signal.SIGTERM)
+    lines = run(config, tmp_path / "killed", kill_in="transfer", number=signal.SIGTERM)
     assert lines[-1] == "pitune: stopped; run the same command to go on\n"
     assert not any("Traceback" in line for line in lines)
     assert not list(Store(tmp_path / "killed").problems())
-    for stage in ("transfer", "interpolations", "predictions"):
+    for stage in ("interpolations", "predictions"):
         leave_something(tmp_path / "killed", stage)
         run(config, tmp_path / "killed", kill_in=stage)
         killed = Store(tmp_path / "killed")
