@@ -22,7 +22,8 @@ name                what                                         classes  source
 ``stamp_captions``  captions of the stamps                       641      Debian tuxpaint-stamps-default   free, several
 ``clipart_titles``  titles of the clip art                       881      Debian openclipart-png, -svg     public domain
 ``emoji_names``     names of emoji, tested in another style      1266     as ``emoji``
-``flags``           countries of flags                           242      npm svg-country-flags 1.2.10     public domain
+``flags``           countries of flags, tested in another style  236      npm svg-country-flags 1.2.10,    public domain
+                                                                          and as ``emoji``
 ``easy_vqa``        questions about a shape in a picture         13       PyPI easy-vqa 1.0                MIT
 ``clipart_match``   is this title this clip art's?               2        Debian openclipart-png, -svg     public domain
 ``clipart_aside``   titles of clip art of no other task          222      the same                         public domain

@@ -3,7 +3,7 @@
 They are tasks of retrieval: every picture has a caption of its own, and all of a task's captions, those of test
 pictures among them, are candidates. Of pictures whose captions differ by capitals at most the first is taken: text
 encoders often see none, and then ``The letter a.`` and ``The letter A.`` are one. So no caption of a test picture is in
-train. Keys are those of the picture's task in :mod:`drawings`, where there is one.
+train; ``flags`` is another matter. Keys are those of the picture's task in :mod:`drawings`, where there is one.
 
 **stamp_captions**: stamps of Tux Paint with the first line of what the program says of them.
 
@@ -16,10 +16,12 @@ beyond ASCII or the author show it; and ``signs_and_symbols/flags``, of which **
 **emoji_names**: emoji with their Unicode names, in lower case, without flags; as in ``emoji``, pictures of test are in
 another style than those of train and validation.
 
-**flags**: flags of countries and territories, with the English name; without those that fly another one's.
+**flags**: flags of countries and territories, with the English name; without those that fly another one's, and those
+that are no emoji. No name could be guessed from other flags, so each country is in train, by the plain drawing of
+svg-country-flags; test has its emoji in the deep style, validation that in the flat one of a fifth of the countries.
 
-The split comes from the key's hash: 50% train, 10% validation, 40% test (tests are small, and noise with them large).
-A picture that is in one of these test splits is in the train split of none of its sister tasks (``stamps``,
+The others' split comes from the key's hash: 50% train, 10% validation, 40% test (tests are small, and noise with them
+large). A picture that is in one of these test splits is in the train split of none of its sister tasks (``stamps``,
 ``clipart``, ``emoji``, ``clipart_match``), nor the other way round: the same hash gives those 60%, 15% and 25%. Of clip
 art and emoji the first fifth is missing in train, being set aside.
 
@@ -34,7 +36,7 @@ name                 train  validation  test   captions
 ``stamp_captions``   312    67          262    641
 ``clipart_titles``   326    108         447    881
 ``emoji_names``      487    161         618    1266
-``flags``            103    23          116    242
+``flags``            236    55          236    236
 ``clipart_aside``    176    21          25     222
 ``emoji_aside``      262    31          25     318
 ``icons``            1068   135         119    1148
@@ -64,6 +66,9 @@ SHARES = (0.5, 0.1, 0.4)
 """Of keys, which become train, validation and test; of clip art and emoji the first fifth is set aside."""
 ASIDE_SHARES = (0.8, 0.1, 0.1)
 """The same of what is set aside, and of icons."""
+FLAG_SHARES = (0.8, 0.2, 0.0)
+"""Of countries: those of which validation has the flat drawing are the second."""
+REGIONAL_A = 0x1F1E6
 SVG = "deb:openclipart-svg#usr/share/openclipart/svg"
 FLAGS = "npm:svg-country-flags@1.2.10#package"
 TITLE = re.compile(r"<dc:title[^>]*>([^<]*)</dc:title>")
@@ -131,9 +136,24 @@ def _flags(name: str) -> Task:
         countries = {str(code): str(country) for code, country in json.loads(file.read_bytes()).items()}
     except (OSError, ValueError, AttributeError) as error:
         raise PituneError(f"{file}: is no mapping of codes to countries") from error
-    pictures = ((code, country, folder / "png250px" / f"{code.lower()}.png") for code, country in countries.items())
-    rows = [drawings.picture_row(*one) for one in pictures if one[0] not in SAME_FLAG]
-    return _retrieval(name, [replace(row, label=TURNED.sub(r"\2 \1", row.label)) for row in rows], None)
+    named = {_emoji_key(code): (code, TURNED.sub(r"\2 \1", country)) for code, country in countries.items()}
+    flat, deep = drawings.emoji_rows()
+    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    for row in flat:
+        code, country = named.get(row.key, (None, ""))
+        if code is None or code in SAME_FLAG:
+            continue
+        plain = folder / "png250px" / f"{code.lower()}.png"
+        splits["train"].append(drawings.picture_row(code, country, plain))
+        splits["test"].append(replace(deep[row.key], key=f"{code} deep", label=country))
+        if split_of(code, FLAG_SHARES) == "validation":
+            splits["validation"].append(replace(row, key=f"{code} flat", label=country))
+    return build_task(name, "accuracy", None, splits)
+
+
+def _emoji_key(code: str) -> str:
+    """Return how the emoji of a country's flag is called: its code in regional indicators, ``1f1e9-1f1ea`` for DE."""
+    return "-".join(f"{REGIONAL_A + ord(letter) - ord('A'):x}" for letter in code)
 
 
 def titled() -> list[tuple[Row, frozenset[str]]]:

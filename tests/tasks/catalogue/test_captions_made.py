@@ -202,22 +202,39 @@ def test_icons_have_the_names_of_their_files(tmp_path: Path, serve: Serve) -> No
     assert found == {f"computer/icons/theme/mail_for-ward{n}.png": f"mail for ward{n}" for n in range(60)}
 
 
-def test_flags_have_countries_and_none_another_ones(tmp_path: Path, serve: Serve) -> None:
-    countries = {f"X{letter}": f"Land {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
-    countries |= {
-        "KR": "Korea, Republic of",
-        "CD": "Congo, the Democratic Republic of the",
-        "XX": "This, That and More",
-    }
-    for code in [*countries, "UM", "ZZ"]:
-        picture(tmp_path / "png250px" / f"{code.lower()}.png")
-    (tmp_path / "countries.json").write_text(json.dumps({**countries, "UM": "US Minor Outlying Islands"}))
-    serve(captions.FLAGS, tmp_path)
+def test_flags_are_learnt_in_one_drawing_and_tested_in_another(tmp_path: Path, serve: Serve) -> None:
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    countries = {f"X{letter}": f"Land {letter}" for letter in letters}
+    countries |= {"KR": "Korea, Republic of", "CD": "Congo, the Democratic Republic of the"}
+    listed = [{"image": "1f600.png", "category": "Smileys & Emotion"}, {"image": "1f3c1.png", "category": "Flags"}]
+    for code in [*countries, "UM", "ZZ"]:  # UM flies another one's, ZZ is no country
+        stem = "-".join(f"1f1{0xE6 + letters.index(letter):02x}" for letter in code)
+        listed.append({"image": f"{stem}.png", "category": "Flags"})
+    for one in listed:
+        picture(tmp_path / "twitter/img/twitter/64" / one["image"])
+        picture(tmp_path / "fluent" / one["image"].replace("png", "webp"))
+    (tmp_path / "twitter/emoji.json").write_text(json.dumps(listed))
+    countries["EU"] = "no emoji"
+    for code in [*countries, "UM"]:
+        picture(tmp_path / "flags/png250px" / f"{code.lower()}.png")
+    file = tmp_path / "flags/countries.json"
+    file.write_text(json.dumps({**countries, "UM": "US Minor Outlying Islands"}))
+    serve(drawings.TWITTER, tmp_path / "twitter")
+    serve(drawings.FLUENT, tmp_path / "fluent")
+    serve(captions.FLAGS, tmp_path / "flags")
     task = load_task("flags")
-    turned = {"KR": "Republic of Korea", "CD": "the Democratic Republic of the Congo"}
-    assert said(task) == countries | turned
-    check_shares(task)
-    (tmp_path / "countries.json").write_text("[]")
+    del countries["EU"]
+    named = countries | {"KR": "Republic of Korea", "CD": "the Democratic Republic of the Congo"}
+    second = {f"{code} flat": name for code, name in named.items() if place(code) >= 0.8}
+    assert said(task) == named | second | {f"{code} deep": name for code, name in named.items()}
+    assert {one.key for one in task.splits["validation"]} == set(second) and second
+    folders = {"train": "flags/png250px", "validation": "twitter/img/twitter/64", "test": "fluent"}
+    for split, examples in task.splits.items():
+        assert {Path(one.picture.file).parent for one in examples if one.picture} == {tmp_path / folders[split]}
+        assert all(one.key.split()[0] in named for one in examples)
+    stems = {one.key: Path(one.picture.file).stem for one in task.splits["test"] if one.picture}
+    assert stems["KR deep"] == "1f1f0-1f1f7"
+    file.write_text("[]")
     with pytest.raises(PituneError, match=r"countries\.json: is no mapping of codes to countries"):
         load_task("flags")
 
