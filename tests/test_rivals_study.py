@@ -85,8 +85,8 @@ def test_the_controls_have_the_setting_that_pi_chose(study: Study) -> None:
     pi = manifest(study, f"interpolations/{TARGET}")
     for control in ("farthest", "random"):
         found = manifest(study, f"controls/{TARGET}/{control}")
-        assert [found[name] for name in ("top_k", "temperature", "own")] == [
-            pi[name] for name in ("top_k", "temperature", "own")
+        assert [found[name] for name in ("top_k", "temperature", "own", "rate")] == [
+            pi[name] for name in ("top_k", "temperature", "own", "rate")
         ]
     assert manifest(study, f"controls/{TARGET}/random")["members"] == pi["members"]
 

@@ -27,12 +27,15 @@ class InterpolationSettings(Settings):
 
 
 class SweepSettings(Settings):
-    """What Ray Tune searches for each target: every combination of the three lists, with ASHA."""
+    """What Ray Tune searches for each target: every combination of the four lists, with ASHA."""
 
     top_k: tuple[Annotated[int, Field(ge=1)], ...] = Field((3,), min_length=1)
     temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.2,), min_length=1)
     own: tuple[Own, ...] = Field(
         ("trained", "fresh"), min_length=1, description="the own expert: trained on the shots, or at the common start"
+    )
+    rate: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1.0,), min_length=1, description="learning rates of weights and experts, as shares of the interpolation's"
     )
     validate_every: int = Field(20, ge=1, description="steps between the scores that ASHA sees")
     reduction_factor: int = Field(2, ge=2, description="ASHA goes on with the best one in so many")
@@ -44,7 +47,7 @@ class SweepSettings(Settings):
     @property
     def combinations(self) -> int:
         """How many trials a search has."""
-        return math.prod(len(set(tried)) for tried in (self.top_k, self.temperature, self.own))
+        return math.prod(len(set(tried)) for tried in (self.top_k, self.temperature, self.own, self.rate))
 
     @property
     def budget(self) -> int:

@@ -26,6 +26,7 @@ def attempt(
     k: int,
     temperature: float,
     own: Own,
+    rate: float,
     report: Callable[[int, Validation], None],
     experts: Sequence[Expert] | None = None,
 ) -> Tuned:
@@ -37,6 +38,7 @@ def attempt(
         k: sources.
         temperature: of the weights' start.
         own: the target's own expert in the mixture.
+        rate: the learning rates of weights and experts, as a share of what the job has.
         report: called with the steps done and the validation.
         experts: those that are mixed, the own one last; None: the job's.
     """
@@ -44,6 +46,7 @@ def attempt(
     if own == "fresh":
         mixed[-1] = materials.start
     data = ((job.slice, 1.0),)
+    rates = {name: rate * getattr(job.interpolation, name) for name in ("weights_learning_rate", "experts_rate")}
     return tune(
         Setting.of(materials),
         mixed,
@@ -51,7 +54,7 @@ def attempt(
         materials.rows(data, "train"),
         materials.rows(data, "validation"),
         job.recipe,
-        job.interpolation,
+        job.interpolation.model_copy(update=rates),
         str(job.slice),
         report,
         job.sweep.validate_every,
@@ -96,14 +99,14 @@ def tune_control(materials: Materials, job: ControlJob) -> None:
     chosen = materials.store.manifest(job.of)
     if chosen is None:
         raise PituneError(f"{materials.store.where(job.of)}: is not there or not finished; run the study again")
-    k, temperature, own = chosen["top_k"], chosen["temperature"], chosen["own"]
+    k, temperature, own, rate = (chosen[name] for name in ("top_k", "temperature", "own", "rate"))
     experts = [materials.expert(artifact) for artifact in job.experts(k)]
     if job.randomized:
         experts[:k] = [
             random_expert(materials, expert, f"{job.slice} {source}")
             for expert, source in zip(experts[:k], job.members(k)[:k], strict=True)
         ]
-    tuned = attempt(materials, job, k, temperature, own, lambda step, found: None, experts)
+    tuned = attempt(materials, job, k, temperature, own, rate, lambda step, found: None, experts)
     files, error = interpolation_files(materials, job, k, tuned)
     materials.store.commit(
         job.artifacts[0],
@@ -117,6 +120,7 @@ def tune_control(materials: Materials, job: ControlJob) -> None:
         top_k=k,
         temperature=temperature,
         own=own,
+        rate=rate,
         validation=asdict(tuned.validation),
         trials=1,
         steps=job.recipe.steps,

@@ -22,7 +22,7 @@ def _tune_control(materials: Any, job: ControlJob) -> None:
 
 
 class Control(Method):
-    """A control of pi: tuned once, by the k, the temperature and the own expert that pi chose for the target.
+    """A control of pi: tuned once, by the k, the temperature, the own expert and the rate that pi chose for the target.
 
     Attributes:
         randomized: the experts give way to random ones of the same shapes and norms.

@@ -130,6 +130,7 @@ class Trial:
     top_k: int
     temperature: float
     own: str
+    rate: float
     validation: float
     accuracy: float
     seconds: float
@@ -158,6 +159,7 @@ def _trial(group: Group, seed: int, row: dict[str, Any]) -> Trial:
         int(row["top_k"]),
         temperature=_number(row.get("temperature")),
         own=str(row.get("own") or TRAINED),
+        rate=_number(row.get("rate", 1.0)),
         validation=_number(row.get("validation")),
         accuracy=_number(row.get("accuracy")),
         seconds=_number(row.get("seconds")),

@@ -163,7 +163,8 @@ def _members_legend(drawn: Figure, found: Weights, colours: dict[str, str]) -> N
 def sweeps(trials: list[Trial]) -> str:
     """Draw each target's trials, temperature across and top-k up; deep is a low loss, a ring is the chosen.
 
-    Trials that differ in their own expert alone lie above each other, each kind with a sign of its own.
+    Trials that differ in their own expert or learning rate alone lie above each other, a high rate above a low one;
+    each kind of own expert has a sign of its own.
     """
     groups: dict[Group, list[Trial]] = defaultdict(list)
     for trial in trials:
@@ -175,10 +176,11 @@ def sweeps(trials: list[Trial]) -> str:
     ks = sorted({trial.top_k for some in groups.values() for trial in some})
     owns = sorted({trial.own for some in groups.values() for trial in some})
     gap = min((b - a for a, b in itertools.pairwise(ks)), default=1)
-    lane = 0.7 * gap / len(owns)
-    lift = {own: lane * (number - (len(owns) - 1) / 2) for number, own in enumerate(owns)}
+    kinds = sorted({(trial.own, trial.rate) for some in groups.values() for trial in some})
+    lane = 0.7 * gap / len(kinds)
+    lift = {kind: lane * (number - (len(kinds) - 1) / 2) for number, kind in enumerate(kinds)}
     grid = len(values) <= GRID
-    height = 0.75 + (0.3 if len(owns) == 1 else 0.45) * max(2, min(len(ks), 6))
+    height = 0.75 + (0.15 + 0.15 * min(len(kinds), 3)) * max(2, min(len(ks), 6))
     drawn, rows = panels(len(groups), COLUMNS, WIDTH, height, sharex=True, sharey=True)
     for axes, group in zip(rows, sorted(groups, key=group_order), strict=True):
         across = {value: place if grid else value for place, value in enumerate(values)}
@@ -200,12 +202,12 @@ def sweeps(trials: list[Trial]) -> str:
     )
     early = Line2D([], [], marker="o", linestyle="", color=ACCENT, markersize=3.9, markeredgewidth=0)
     early.set_label("stopped early")
-    kinds = [] if owns == [TRAINED] else [_own(own) for own in reversed(owns)]
+    signs = [] if owns == [TRAINED] else [_own(own) for own in reversed(owns)]
     dots = [
         dot(label, ACCENT, alpha=depth) for label, depth in (("lowest loss", 1.0), ("middle", 0.6), ("highest", 0.25))
     ]
-    legend(drawn, [*dots, early, ring, *kinds])
-    return svg(drawn, "Trials of the sweep of every target: validation loss by temperature, top-k and own expert")
+    legend(drawn, [*dots, early, ring, *signs])
+    return svg(drawn, "Trials of the sweep of every target: validation loss by temperature, top-k, own expert and rate")
 
 
 def _own(own: str) -> Line2D:
@@ -218,11 +220,15 @@ def _own(own: str) -> Line2D:
 
 
 def _sweep(
-    axes: Axes, trials: list[Trial], across: dict[float, float], lift: dict[str, float], lane: float | None
+    axes: Axes,
+    trials: list[Trial],
+    across: dict[float, float],
+    lift: dict[tuple[str, float], float],
+    lane: float | None,
 ) -> None:
     """Draw the trials of one panel, coloured within each seed; seeds lie side by side or, in a ``lane``, above.
 
-    ``across`` gives a temperature its place, ``lift`` an own expert its distance from top-k.
+    ``across`` gives a temperature its place, ``lift`` an own expert and a rate their distance from top-k.
     """
     seeds = sorted({trial.seed for trial in trials})
     for number, seed in enumerate(seeds):
@@ -231,7 +237,7 @@ def _sweep(
         shift = min(0.24, 0.7 / len(seeds)) * (number - (len(seeds) - 1) / 2)
         for trial in sorted(some, key=lambda one: one.chosen):
             depth = 0.25 + 0.75 * (high - trial.validation) / (high - low) if high > low else 1.0
-            x, y = across[trial.temperature], trial.top_k + lift[trial.own]
+            x, y = across[trial.temperature], trial.top_k + lift[trial.own, trial.rate]
             x, y = (x + shift, y) if lane is None else (x, y + shift * lane)
             marker, size = SHAPES.get(trial.own, ("^", 6))
             size *= 1 if trial.finished else 0.6

@@ -112,6 +112,7 @@ def _page(store: Store, manifests: Manifests, settings: str) -> str:
             neighbours=words.neighbours(edges),
             trials=[trial for trial in trials if trial.chosen],
             owns={trial.own for trial in trials},
+            rates={trial.rate for trial in trials},
             own_choice=words.own_choice(trials),
             costs=_costs(manifests),
             facts=_facts(manifests),

@@ -1,4 +1,4 @@
-"""The search: Ray Tune tries top-k, temperature and the own expert's start for every target.
+"""The search: Ray Tune tries top-k, temperature, own experts and learning rates for every target.
 
 One Tuner, in a thread of the driver, holds the trials of all targets that are ready, so that its few actors are started
 once; it ends when none is left. Each target has an ASHA of its own and its trials run one after another, so that what

@@ -26,11 +26,12 @@ class Point:
     top_k: int
     temperature: float
     own: Own
+    rate: float
 
     @property
     def name(self) -> str:
-        """The trial's name within its target; no two temperatures share one."""
-        return f"k{self.top_k}-t{self.temperature!r}-{self.own}"
+        """The trial's name within its target; no two temperatures or rates share one."""
+        return f"k{self.top_k}-t{self.temperature!r}-{self.own}-r{self.rate!r}"
 
     @property
     def record(self) -> str:
@@ -51,10 +52,11 @@ def folder_of(job: TuningJob) -> str:
 def points(job: TuningJob) -> list[Point]:
     """Return every trial of a target, in the order in which they run."""
     return [
-        Point(job, k, float(temperature), own)
+        Point(job, k, float(temperature), own, float(rate))
         for k in dict.fromkeys(job.sweep.top_k)
         for temperature in dict.fromkeys(job.sweep.temperature)
         for own in dict.fromkeys(job.sweep.own)
+        for rate in dict.fromkeys(job.sweep.rate)
     ]
 
 
@@ -86,7 +88,7 @@ def run_trial(materials: Materials, point: Point, tell: Callable[[dict[str, floa
             _write_record(store, point, told)
             tell(told[-1])
 
-    tuned = attempt(materials, job, point.top_k, point.temperature, point.own, report)
+    tuned = attempt(materials, job, point.top_k, point.temperature, point.own, point.rate, report)
     files, error = interpolation_files(materials, job, point.top_k, tuned)
     store.commit(point.artifact, files, job.fingerprint, validation=asdict(tuned.validation), rank_error=error)
     _write_record(store, point, told)
@@ -116,6 +118,7 @@ def commit_best(store: Store, job: TuningJob) -> None:
         top_k=best.top_k,
         temperature=best.temperature,
         own=best.own,
+        rate=best.rate,
         validation=trial["validation"],
         rank_error=trial["rank_error"],
         trials=len(tried),
@@ -131,9 +134,9 @@ def commit_best(store: Store, job: TuningJob) -> None:
 
 def _rows(point: Point, told: list[dict[str, float]], best: Point) -> list[dict[str, Any]]:
     """Return a trial's rows of the sweep's table."""
-    facts = {"trial": point.name, "top_k": point.top_k, "temperature": point.temperature, "own": point.own}
+    facts = {name: getattr(point, name) for name in ("top_k", "temperature", "own", "rate")}
     state = {"state": "finished" if _is_finished(point, told) else "stopped", "chosen": point == best}
-    return [{**facts, **score, **state} for score in told]
+    return [{"trial": point.name, **facts, **score, **state} for score in told]
 
 
 def _is_finished(point: Point, told: list[dict[str, float]]) -> bool:

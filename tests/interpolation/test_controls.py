@@ -39,7 +39,7 @@ def make_job(randomized: bool, **settings: Any) -> ControlJob:
 
 
 def chosen(materials: Materials, own: str) -> None:
-    facts = {"top_k": 2, "temperature": 0.3, "own": own, "members": [*SOURCES[:2], "a@4#0"]}
+    facts = {"top_k": 2, "temperature": 0.3, "own": own, "rate": 2.0, "members": [*SOURCES[:2], "a@4#0"]}
     materials.store.commit("interpolations/a@4#0", {"made_up.json": b"{}"}, "mark", **facts)
 
 
@@ -66,7 +66,7 @@ def test_a_control_is_tuned_by_the_chosen_setting(randomized: bool, own: Any, ma
         train,
         validation,
         FEW,
-        InterpolationSettings(),
+        InterpolationSettings(weights_learning_rate=0.04, experts_rate=1.0),  # twice what they are by themselves
         "a@4#0",
     )
     exported = materials.expert("controls/a@4#0/x")
@@ -74,7 +74,7 @@ def test_a_control_is_tuned_by_the_chosen_setting(randomized: bool, own: Any, ma
     torch.testing.assert_close(flat(exported), flat(merged), atol=1e-6, rtol=1e-5)
     found = manifest["validation"]["loss"], manifest["validation"]["accuracy"]
     assert plain_scores(materials, exported) == pytest.approx(found, abs=1e-5)
-    assert (manifest["top_k"], manifest["temperature"], manifest["own"]) == (2, 0.3, own)
+    assert [manifest[name] for name in ("top_k", "temperature", "own", "rate")] == [2, 0.3, own, 2.0]
     assert manifest["members"] == [*names, "a@4#0"] and manifest["randomized"] is randomized
     assert manifest["shared"] == (list(SOURCES[:2]) if randomized else [SOURCES[1]])
     assert (manifest["trials"], manifest["steps"]) == (1, 6) and manifest["rank_error"] == 0

@@ -137,7 +137,7 @@ def test_a_larger_budget_makes_only_what_is_new(folder: Path, tmp_path: Path) ->
         "results.parquet",
     }
     assert first.nodes["interpolations/beta@2#1"].job.inputs["sweep"].keys() == {
-        *("top_k", "temperature", "own", "validate_every", "reduction_factor")
+        *("top_k", "temperature", "own", "rate", "validate_every", "reduction_factor")
     }
 
 

@@ -194,6 +194,14 @@ def test_many_temperatures_do_not_hide_own_experts_either(tmp_path: Path) -> Non
     assert len(places) == len(set(places)) == 2 * 8 * 9
 
 
+def test_learning_rates_do_not_hide_each_other_either(tmp_path: Path) -> None:
+    trials = read_trials(store := tiny().write(Store(tmp_path)), store.artifacts())
+    one = [trial for trial in trials if trial.group == ("movie", "16")]
+    places = dots([replace(trial, rate=rate) for trial in one for rate in (1.0, 2.0)])
+    assert len(places) == len(set(places)) == 2 * 2 * 8
+    assert "higher ones" not in build_page(store)
+
+
 def test_sweeps_without_the_column_began_with_the_trained_expert(tmp_path: Path) -> None:
     store = tiny(own=()).write(Store(tmp_path))
     assert {trial.own for trial in read_trials(store, store.artifacts())} == {"trained"}

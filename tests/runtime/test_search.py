@@ -49,10 +49,13 @@ def make_job(
 
 
 def test_every_combination_is_a_trial_once() -> None:
-    sweep = SweepSettings(top_k=(1, 2, 1), temperature=(0.5, 1.0), own=("fresh",))
+    sweep = SweepSettings(top_k=(1, 2, 1), temperature=(0.5, 1.0), own=("fresh",), rate=(1, 2, 1))
     found = points(make_job("alpha@2#0", sweep=sweep))
-    assert [(point.top_k, point.temperature) for point in found] == [(1, 0.5), (1, 1.0), (2, 0.5), (2, 1.0)]
-    assert len({point.artifact for point in found}) == 4
+    assert [(point.top_k, point.temperature, point.rate) for point in found] == [
+        *((1, 0.5, 1.0), (1, 0.5, 2.0), (1, 1.0, 1.0), (1, 1.0, 2.0)),
+        *((2, 0.5, 1.0), (2, 0.5, 2.0), (2, 1.0, 1.0), (2, 1.0, 2.0)),
+    ]
+    assert len({point.artifact for point in found}) == sweep.combinations == 8
 
 
 def test_temperatures_that_differ_little_have_records_of_their_own() -> None:
@@ -108,7 +111,7 @@ def test_a_trial_goes_on_from_what_is_written_down(tiny_folder: Path, tmp_path: 
     for name in ("a@2#0", "b@2#0"):
         expert = random_expert(materials.kind, materials.backbone, seed=len(name))
         store.commit(f"experts/{name}", to_files(materials.kind, expert, "tiny"), "mark")
-    point = Point(job, 1, 1.0, "trained")
+    point = Point(job, 1, 1.0, "trained", 1.0)
     run_trial(materials, point, told.append)
     whole, merged = list(told), store.read(point.artifact, "adapter_model.safetensors")
     assert [score["step"] for score in whole] == [2, 4, 6]
@@ -130,7 +133,7 @@ def test_a_trial_goes_on_from_what_is_written_down(tiny_folder: Path, tmp_path: 
 
 def test_a_record_of_other_inputs_does_not_count(tmp_path: Path) -> None:
     store, job = Store(str(tmp_path)), make_job("alpha@2#0")
-    point = Point(job, 1, 1.0, "fresh")
+    point = Point(job, 1, 1.0, "fresh", 1.0)
     assert read_record(store, point) == []
     store.commit(point.record, {"": b'[{"step": 1}]'}, job.fingerprint)
     assert read_record(store, point) == [{"step": 1}]
@@ -153,7 +156,7 @@ class ToyTuned:
     validation: Validation
 
 
-def toy_attempt(toys: Any, job: TuningJob, k: int, temperature: float, own: str, report: Any) -> ToyTuned:
+def toy_attempt(toys: Any, job: TuningJob, k: int, temperature: float, own: str, rate: float, report: Any) -> ToyTuned:
     if temperature == 13.0:
         raise PituneError(f"{job.slice}: unlucky")
     for step in range(job.sweep.validate_every, job.recipe.steps + 1, job.sweep.validate_every):
@@ -215,7 +218,7 @@ def test_each_target_gets_the_best_of_its_trials(ray_session: None, tmp_path: Pa
     for job in jobs:
         manifest = store.manifest(job.artifacts[0])
         assert manifest is not None
-        assert (manifest["temperature"], manifest["top_k"], manifest["own"]) == (0.5, 1, "fresh")
+        assert [manifest[name] for name in ("top_k", "temperature", "own", "rate")] == [1, 0.5, "fresh", 1.0]
         assert (manifest["trials"], manifest["steps"]) == (4, 8 + 2 + 8 + 2)
         assert manifest["fingerprint"] == job.fingerprint and manifest["members"] == ["beta@full#0", str(job.slice)]
         rows = store.table(job.artifacts[1]).to_pylist()
