@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from tinypictures import picture, place
 
-from pitune.assets import Asset, content_hash
 from pitune.errors import PituneError
 from pitune.tasks.catalogue import captions, drawings, load_task, questions
 from pitune.tasks.readers import Row
 from pitune.tasks.tables import SHARES, split_of
 from pitune.tasks.task import Task
 
-RNG = np.random.default_rng(1)
 Serve = Callable[[str, Path], None]
-
-
-@pytest.fixture
-def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
-    """Let what begins with a URI be fetched from a folder."""
-    monkeypatch.setenv("PITUNE_CACHE", str(tmp_path / "cache"))
-    served: dict[str, Path] = {}
-
-    def fetched(uri: str, sha256: str | None = None) -> Asset:
-        base = next(base for base in served if uri.startswith(base))
-        path = served[base] / uri.removeprefix(base).lstrip("/")
-        return Asset(path, content_hash(path), uri)
-
-    for module in (captions, drawings, questions):
-        monkeypatch.setattr(module, "fetch", fetched)
-    return served.__setitem__
-
-
-def picture(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(RNG.integers(0, 256, (9, 9, 3), np.uint8)).save(path, path.suffix[1:].upper())
-    return path
 
 
 def said(task: Task) -> dict[str, str]:
@@ -53,11 +27,6 @@ def said(task: Task) -> dict[str, str]:
 def check_shares(task: Task) -> None:
     for split, examples in task.splits.items():
         assert examples and {split_of(example.key, captions.SHARES) for example in examples} == {split}
-
-
-def place(key: str) -> float:
-    """Where a key's hash lies, from 0 to 1."""
-    return int(hashlib.sha256(key.encode()).hexdigest()[:16], 16) / 2**64
 
 
 def check_aside(aside: Task, task: Task, wanted: dict[str, str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
 import os
@@ -17,41 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tinypictures import RNG, picture, place
 
-from pitune.assets import Asset, content_hash, derived
+from pitune.assets import derived
 from pitune.errors import PituneError
 from pitune.tasks.catalogue import albums, arrays, drawings, load_task, photos, pickles
 from pitune.tasks.catalogue.albums import Drawn, album_rows, bmp
 from pitune.tasks.tables import split_of
 from pitune.tasks.task import Task
-
-RNG = np.random.default_rng(0)
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PITUNE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Callable[[str, Path], None]:
-    """Let what begins with a URI be fetched from a folder."""
-    served: dict[str, Path] = {}
-
-    def fetched(uri: str, sha256: str | None = None) -> Asset:
-        base = next(base for base in served if uri.startswith(base))
-        path = served[base] / uri.removeprefix(base).lstrip("/")
-        return Asset(path, content_hash(path), uri)
-
-    for module in (arrays, drawings, photos):
-        monkeypatch.setattr(module, "fetch", fetched)
-    return served.__setitem__
-
-
-def png(path: Path, width: int = 9, height: int = 9) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(RNG.integers(0, 256, (height, width, 3), np.uint8)).save(path, path.suffix[1:].upper())
 
 
 def idx(values: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
@@ -181,15 +153,10 @@ def test_silhouettes_out_of_pickles(tmp_path: Path, serve: Callable[[str, Path],
     assert sorted(kept) == ["pictures.tar", "pictures.tsv"], "no pickle is kept"
 
 
-def place(key: str) -> float:
-    """Where a key's hash lies, from 0 to 1."""
-    return int(hashlib.sha256(key.encode()).hexdigest()[:16], 16) / 2**64
-
-
 def categories(folder: Path, labels: Any, count: int = 60) -> None:
     for label in labels:
         for number in range(count):
-            png(folder / label / "inner" / f"{number}.png")
+            picture(folder / label / "inner" / f"{number}.png")
 
 
 def almost(folder: Path) -> None:
@@ -207,13 +174,13 @@ def test_stamps_and_clipart_by_their_top_folder(tmp_path: Path, serve: Callable[
     ):
         folder = tmp_path / name
         categories(folder, labels)
-        png(folder / "unsorted" / "a.png")
-        png(folder / "plants" / "small.png", width=7)
+        picture(folder / "unsorted" / "a.png")
+        picture(folder / "plants" / "small.png", width=7)
         (folder / "food" / "a.svg").write_text("<svg/>")
         (folder / "animals" / "again.png").write_bytes((folder / "animals" / "inner" / "3.png").read_bytes())
         (folder / "food" / "also.png").write_bytes((folder / "plants" / "inner" / "5.png").read_bytes())
-        png(folder / "animals" / "inner" / "3_mirror.png")
-        png(folder / "shapes" / "stars" / "3.png")
+        picture(folder / "animals" / "inner" / "3_mirror.png")
+        picture(folder / "shapes" / "stars" / "3.png")
         almost(folder)
         serve(uri, folder)
         task = load_task(name)
@@ -234,9 +201,9 @@ def test_emoji_are_tested_on_others_in_the_other_style(tmp_path: Path, serve: Ca
         for number in range(30):
             code = f"{index:02x}{number:02x}"
             listed.append({"image": f"{code}.png", "category": group})
-            png(twitter / "img" / "twitter" / "64" / f"{code}.png")
+            picture(twitter / "img" / "twitter" / "64" / f"{code}.png")
             if number:
-                png(fluent / f"{code}.webp")
+                picture(fluent / f"{code}.webp")
     (twitter / "emoji.json").write_text(json.dumps(listed))
     serve(drawings.TWITTER, twitter)
     serve(drawings.FLUENT, fluent)
@@ -257,7 +224,7 @@ def test_emoji_are_tested_on_others_in_the_other_style(tmp_path: Path, serve: Ca
 def test_solar_cells_by_their_level(tmp_path: Path, serve: Callable[[str, Path], None]) -> None:
     lines = []
     for number in range(120):
-        png(tmp_path / "images" / f"cell{number:04d}.png")
+        picture(tmp_path / "images" / f"cell{number:04d}.png")
         lines.append(f"images/cell{number:04d}.png  {(number % 4) / 3}   mono")
     (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
     serve(photos.CELLS, tmp_path)
