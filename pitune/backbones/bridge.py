@@ -26,6 +26,7 @@ from pitune.backbones.projector import Projector, Shape, read_projector
 from pitune.backbones.text import CHARACTERS, TEXT, TextBackbone, TextSettings
 from pitune.backbones.vision import PREPARATION, VisionEncoder, open_vision
 from pitune.errors import PituneError
+from pitune.settings import Settings
 
 if TYPE_CHECKING:
     from pitune.tasks.pictures import Picture
@@ -37,17 +38,22 @@ PICTURES_AT_ONCE = 32
 """Pictures in a batch of the vision encoder's."""
 
 
-class BridgeSettings(BackboneSettings):
+class Encoders(Settings):
+    """A text encoder and a vision encoder, which a projector is for."""
+
+    uri: str = Field(description="where the text encoder's folder comes from: a path, hf:…, pypi:…, npm:… or deb:…")
+    vision: str = Field(description="where the vision encoder comes from: likewise")
+    pooling: Literal["mean", "first"] = "mean"
+    max_tokens: int = Field(64, ge=4, le=8192, description="longer texts are cut")
+
+
+class BridgeSettings(Encoders, BackboneSettings):
     """A text encoder with a vision encoder and the projector between them."""
 
     reads: ClassVar[tuple[str, ...]] = ("text", "image", "image+text")
     uris: ClassVar[tuple[str, ...]] = ("uri", "vision", "projector")
     kind: Literal["bridge"] = "bridge"
-    uri: str = Field(description="where the text encoder's folder comes from: a path, hf:…, pypi:…, npm:… or deb:…")
-    vision: str = Field(description="where the vision encoder comes from: likewise")
     projector: str = Field(description="the projector.safetensors that pitune bridge has written for the two")
-    pooling: Literal["mean", "first"] = "mean"
-    max_tokens: int = Field(64, ge=4, le=8192, description="longer texts are cut")
 
     def open(self, folder: Path, precision: Precision = "fp32") -> BridgeBackbone:
         """Open the text encoder in ``folder``, the vision encoder and the projector."""
@@ -211,4 +217,4 @@ def _with_ids(row: Encoded) -> Encoded:
     return replace(row, content=row.content.ids) if isinstance(row.content, Seen) else row
 
 
-__all__ = ["BridgeBackbone", "BridgeSettings", "kept_features", "untrained"]
+__all__ = ["BridgeBackbone", "BridgeSettings", "Encoders", "kept_features", "untrained"]

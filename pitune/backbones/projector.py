@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -38,11 +38,11 @@ class Shape(BaseModel):
 
     text: str
     vision: str
-    grid: int
-    tokens: int
-    inside: int
-    hidden: int
-    outside: int
+    grid: PositiveInt
+    tokens: PositiveInt
+    inside: PositiveInt
+    hidden: PositiveInt
+    outside: PositiveInt
 
 
 class Projector(nn.Module):
