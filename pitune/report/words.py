@@ -147,10 +147,9 @@ def controlled(found: Verdict | None, targets: list[TargetScores]) -> str:
     numbers = f"{title(OURS)} is {listed(over)}, paired over {plural(found.gain.slices, 'slice')} of {tasks}"
     nearest, beyond = title(found.control), found.beyond[found.control].mean / (found.gain.mean or 1.0)
     if found.kind == "transfer":
-        return (
-            f"The gain is transfer: {numbers}; {'all' if beyond > 0.995 else share(beyond)} of it goes beyond "
-            f"{nearest}, the better control."
-        )
+        what = "The gain is transfer" if beyond >= 0.5 else "A part of the gain is transfer"
+        part = "all" if beyond > 0.995 else share(beyond)
+        return f"{what}: {numbers}; {part} of it goes beyond {nearest}, the better control."
     if found.kind == "regularisation":
         return (
             f"The gain is regularisation rather than transfer: {nearest} reaches {share(1 - beyond)} of it; {numbers}."

@@ -162,6 +162,7 @@ def store_of(folder: Path, far: float, noise: float, slices: int = 12) -> Store:
     ("far", "noise", "slices", "said"),
     [
         (0.02, 0.003, 12, "The gain is transfer: pi is +4."),
+        (0.01, 0.001, 12, "A part of the gain is transfer: pi is +4."),
         (0.0, 0.003, 12, "The gain is regularisation rather than transfer: pi farthest reaches "),
         (0.012, 0.03, 12, "Transfer or regularisation? Undecided, "),
         (0.02, 0.003, 3, "Transfer or regularisation? Undecided, fewer than 6 slices prove nothing: pi is +"),
