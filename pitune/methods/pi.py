@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 class Pi(Method):
     """Interpolation with learned weights (pi-Tuning, arXiv 2304.14381).
 
-    Settings: ``sweep.top_k`` × ``sweep.temperature`` × ``sweep.own`` ×
-    ``sweep.rate``.
+    Settings: ``sweep.top_k`` × ``sweep.temperature`` × ``sweep.own`` × ``sweep.rate``.
     """
 
     name = "pi"
