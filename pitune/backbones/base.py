@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from pitune.backbones import cache
-from pitune.errors import PituneError
 from pitune.settings import Settings
 
 if TYPE_CHECKING:
@@ -262,6 +261,21 @@ class Backbone(nn.Module, ABC):
         states = [found[row.key] for row in rows]
         return [state for state in states if state is not None]
 
+    @torch.no_grad()
+    def averaged(self, groups: Sequence[tuple[Encoded, ...]]) -> Tensor:
+        """Return the mean embedding of each group of rows that no expert touches, of length 1: (groups, width)."""
+        tower = groups[0][0].tower
+        keys = [(self._number, tower, None, b"".join(row.key for row in group)) for group in groups]
+        found = [cache.CACHE.get(key) for key in keys]
+        missing = [index for index, mean in enumerate(found) if mean is None]
+        states = iter(self.frozen([row for index in missing for row in groups[index]], None))
+        for index in missing:
+            held = torch.stack([next(states) for _ in groups[index]])
+            # One alone has length 1 as it is, and is kept as that.
+            found[index] = mean = held[0] if len(held) == 1 else nn.functional.normalize(held.mean(0), dim=0)
+            cache.CACHE.put(keys[index], mean)
+        return torch.stack([mean for mean in found if mean is not None])
+
     def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
@@ -328,11 +342,3 @@ class _StandIn(nn.Module):
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor]:
         out = hidden_states if self.hidden is None else self.hidden
         return (out,) if self.returns_tuple else out
-
-
-def largest_stack(model: nn.Module, uri: str) -> tuple[str, nn.ModuleList]:
-    """Return the path and the list of modules of ``model`` that holds most parameters: an encoder's layers."""
-    stacks = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and module]
-    if not stacks:
-        raise PituneError(f"backbone.uri: {uri} has no stack of layers; name a transformer encoder")
-    return max(stacks, key=lambda pair: sum(parameter.numel() for parameter in pair[1].parameters()))

@@ -15,8 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pitune.backbones.base import Backbone, BackboneSettings, Encoded, Inputs, Precision, Tower, largest_stack
-from pitune.backbones.huggingface import padded, refused
+from pitune.backbones.base import Backbone, BackboneSettings, Encoded, Inputs, Precision, Tower
+from pitune.backbones.huggingface import largest_stack, padded, refused
 from pitune.errors import PituneError
 
 if TYPE_CHECKING:

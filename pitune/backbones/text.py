@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pitune.backbones.base import Backbone, BackboneSettings, Encoded, Inputs, Precision, Tower, largest_stack
-from pitune.backbones.huggingface import padded, refused
+from pitune.backbones.base import Backbone, BackboneSettings, Encoded, Inputs, Precision, Tower
+from pitune.backbones.huggingface import largest_stack, padded, refused
 
 if TYPE_CHECKING:
     from pitune.tasks.task import Example

@@ -2,28 +2,40 @@
 
 A task has no head of its own, so zero-shot works and all tasks share one parameter space. A row meets its own task's
 candidates only: those of other tasks in the batch are left out, not multiplied by zero.
+
+A candidate that no expert touches is the mean of its text's embeddings in all of its task's templates (arXiv
+2103.00020, section 3.1.4). One that experts act on is read in one sentence, ``live_template``: with learned words
+around it, as in CoOp (arXiv 2109.01134), there is nothing to average.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from pitune.backbones.base import Backbone, Encoded, Inputs
 from pitune.objectives.base import Acting, Answers, Objective, Row
 from pitune.tasks.task import Task
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """A task's candidate texts, encoded, in the order of its labels."""
+    """A task's candidate texts, encoded, in the order of its labels.
+
+    Attributes:
+        texts: each in the sentence in which experts act on it.
+        averaged: each in all of the task's templates, whose mean it is where no expert acts on it.
+    """
 
     texts: tuple[Encoded, ...]
+    averaged: tuple[tuple[Encoded, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -53,10 +65,24 @@ class Match(Objective):
     live: bool | None = Field(
         None, description="experts act on candidates' texts too; null: where a tower of its own reads them"
     )
+    live_template: str | None = Field(
+        None, description="the sentence of a candidate that experts act on; null: the first of its task's templates"
+    )
+
+    @field_validator("live_template")
+    @classmethod
+    def _has_a_place(cls, template: str | None) -> str | None:
+        if template is not None and template.count("{}") != 1:
+            raise ValueError(f"{template!r} has no {{}}, or several; write one, where the candidate's text goes")
+        return template
 
     def prepare(self, backbone: Backbone, task: Task) -> Candidates:
-        """Encode the task's label texts."""
-        return Candidates(tuple(backbone.encode_texts(task.label_texts)))
+        """Encode the task's label texts in their templates."""
+        live = self.live_template or task.templates[0]
+        texts = backbone.encode_texts([live.format(text) for text in task.label_texts])
+        all_of = backbone.encode_texts([one.format(text) for text in task.label_texts for one in task.templates])
+        each = len(task.templates)
+        return Candidates(tuple(texts), tuple(tuple(all_of[at : at + each]) for at in range(0, len(all_of), each)))
 
     def shares(self, backbone: Backbone, firsts: Mapping[str, int]) -> bool:
         """Say whether an expert acts on candidates, which all rows of its group meet."""
@@ -66,23 +92,35 @@ class Match(Objective):
     def collate(self, backbone: Backbone, firsts: Mapping[str, int], groups: Sequence[Sequence[Row]]) -> MatchBatch:
         """Batch the rows, and the candidates of each group's tasks."""
         shifts = [_shifts(rows) for rows in groups]
-        texts = [[text for task in tasks for text in task.texts] for tasks in shifts]
-        most = max(map(len, texts))
+        most = max(sum(len(task.texts) for task in tasks) for tasks in shifts)
         met = torch.zeros((len(groups), len(groups[0]), most), dtype=torch.bool)
         shift = torch.tensor([[tasks[row.task] for row in rows] for tasks, rows in zip(shifts, groups, strict=True)])
         for e, rows in enumerate(groups):
             for r, row in enumerate(rows):
                 met[e, r, shift[e, r] : shift[e, r] + len(row.task.texts)] = True
         labels = shift + torch.tensor([[row.target for row in rows] for rows in groups])
-        filled = [text for held in texts for text in [*held, *held[:1] * (most - len(held))]]
         place = backbone.device
         return MatchBatch(
             backbone.inputs([row.encoded for rows in groups for row in rows], firsts),
-            backbone.inputs(filled, firsts) if self.shares(backbone, firsts) else _frozen(backbone, filled),
+            self._candidates(backbone, firsts, shifts, most),
             met.to(place),
             labels.to(place),
             shift.to(place),
         )
+
+    def _candidates(
+        self, backbone: Backbone, firsts: Mapping[str, int], shifts: Sequence[Mapping[Candidates, int]], most: int
+    ) -> Inputs:
+        """Return the candidates of each group's tasks, filled up to ``most``; each frozen one is looked up once."""
+        if self.shares(backbone, firsts):
+            live = [[text for task in tasks for text in task.texts] for tasks in shifts]
+            return backbone.inputs(_filled(live, most), firsts)
+        wanted = _filled([[texts for task in tasks for texts in task.averaged] for tasks in shifts], most)
+        keys = [tuple(text.key for text in texts) for texts in wanted]
+        known = dict(zip(keys, wanted, strict=True))
+        place = {key: index for index, key in enumerate(known)}
+        embeddings = backbone.averaged(list(known.values()))
+        return Inputs(backbone.texts_tower, embeddings=embeddings[[place[key] for key in keys]])
 
     def losses(self, backbone: Backbone, acting: Acting, batch: MatchBatch, luck: Tensor | None = None) -> Tensor:
         """Return the loss of each row, (E, rows)."""
@@ -120,13 +158,9 @@ class Match(Objective):
         return torch.minimum((reached <= luck.to(reached).unsqueeze(-1)).sum(-1), last)
 
 
-def _frozen(backbone: Backbone, texts: Sequence[Encoded]) -> Inputs:
-    """Return the embeddings of texts that no expert touches; each is looked up once, however many groups meet it."""
-    known = {text.key: text for text in texts}
-    place = {key: index for index, key in enumerate(known)}
-    found = backbone.inputs(list(known.values()), {})
-    assert found.embeddings is not None
-    return Inputs(found.tower, embeddings=found.embeddings[[place[text.key] for text in texts]])
+def _filled(groups: Sequence[Sequence[T]], most: int) -> list[T]:
+    """Return the things of all groups, one group after another, each filled up to ``most`` with its first."""
+    return [one for held in groups for one in [*held, *[held[0]] * (most - len(held))]]
 
 
 def _shifts(rows: Sequence[Row]) -> dict[Candidates, int]:

@@ -96,6 +96,7 @@ def source_of(task: Task, folder: str | Path) -> TableSource:
     image = ";".join(PICTURES) if "image" in task.modality else None
     text = "text" if task.modality == "image+text" else None
     same: dict[str, Any] = {**uris, "text": text, "image": image, "key": "key", "metric": task.metric}
+    same["templates"] = task.templates
     if task.family == "retrieval":
         return TableSource(**same, caption="label")
     return TableSource(**same, labels=dict(zip(task.labels, task.label_texts, strict=True)))
@@ -226,6 +227,7 @@ def _index(task: Task, per_shard: int, mark: str, entries: Sequence[Entry]) -> d
         "modality": task.modality,
         "metric": task.metric,
         "labels": dict(zip(task.labels, task.label_texts, strict=True)),
+        "templates": list(task.templates),
         "per_shard": per_shard,
         "splits": splits,
     }

@@ -26,7 +26,7 @@ from pitune.store import fingerprint_of
 from pitune.tasks.duplicates import without_near_duplicates
 from pitune.tasks.metrics import METRICS
 from pitune.tasks.readers import Columns, Row, read_rows
-from pitune.tasks.task import NAME, SPLITS, Example, Family, Task
+from pitune.tasks.task import NAME, PLAIN, SPLITS, Example, Family, Task
 
 SHARES: dict[tuple[str, ...], tuple[float, float, float]] = {
     (): (1.0, 0.0, 0.0),
@@ -57,6 +57,8 @@ class TableSource(Settings):
         labels: for each label value, in the order of the label indices, the text that describes it to the backbone.
         caption: makes it a retrieval task, with neither ``label`` nor ``labels``: the column with the text that is to
             be found, for each example, among those of all examples; of shards as for ``text``.
+        templates: sentences for a label's text, each with one ``{}`` for it: ``a photo of a {}.``; what the backbone
+            alone makes of a label is the mean over all of them.
         metric: a name in :data:`pitune.tasks.metrics.METRICS`.
         near_duplicates: by how many of 64 bits the perceptual hashes of near-duplicates differ at most. Pictures of
             train and validation that are near one of test are dropped, and those of train near one of validation. 6 is
@@ -75,6 +77,7 @@ class TableSource(Settings):
     key: str | None = None
     labels: dict[str, str] | None = Field(None, min_length=2)
     caption: str | None = None
+    templates: tuple[str, ...] = Field(PLAIN, min_length=1)
     metric: str = "accuracy"
     near_duplicates: int | None = Field(None, ge=0, le=16)
 
@@ -101,6 +104,16 @@ class TableSource(Settings):
             raise ValueError("two labels have the same text; no model can tell them apart")
         return labels
 
+    @field_validator("templates")
+    @classmethod
+    def _have_a_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"{template!r} has no {{}}, or several; write one, where the label's text goes")
+        if len(set(templates)) < len(templates):
+            raise ValueError("a template is there twice; name each once")
+        return templates
+
     @model_validator(mode="after")
     def _has_candidates(self) -> Self:
         if self.labels is None and self.caption is None:
@@ -123,7 +136,7 @@ def table_task(name: str, source: TableSource) -> Task:
     tables = {split: read_rows(fetch(uri).path, split, columns) for split, uri in uris.items() if uri is not None}
     missing = tuple(split for split in SPLITS if split not in tables)
     rows = {**tables, **split_rows(tables["train"], missing)}
-    return build_task(name, source.metric, source.labels, rows, source.near_duplicates)
+    return build_task(name, source.metric, source.labels, rows, source.near_duplicates, source.templates)
 
 
 def build_task(
@@ -132,6 +145,7 @@ def build_task(
     labels: Mapping[str, str] | None,
     rows: Mapping[str, list[Row]],
     near_duplicates: int | None = None,
+    templates: tuple[str, ...] = PLAIN,
 ) -> Task:
     """Build a task: drop duplicates (see above), check everything, take the fingerprint.
 
@@ -142,6 +156,7 @@ def build_task(
             values are captions; those of all examples that are left are its labels, in alphabetic order.
         rows: the rows of each split.
         near_duplicates: by how many bits near-duplicates differ at most; None: they are kept.
+        templates: of the candidates' texts; see :class:`~pitune.tasks.task.Task`.
 
     Raises:
         PituneError: see :func:`table_task`.
@@ -163,11 +178,12 @@ def build_task(
     _check_classes(name, tuple(labels) if family == "classification" else (), splits)
     modality = _modality(name, splits)
     facts = {"name": name, "modality": modality, "metric": metric, "labels": list(labels.items())}
-    if family != "classification":  # which the tasks were before there were others: theirs are what they were
-        facts["family"] = family
+    # What all tasks were before there were others is left out: their fingerprints are what they were.
+    facts |= {"family": family} if family != "classification" else {}
+    facts |= {"templates": list(templates)} if templates != PLAIN else {}
     content = {split: [_facts(example) for example in examples] for split, examples in splits.items()}
     fingerprint = fingerprint_of({"task": facts, "splits": content})
-    return Task(name, modality, metric, tuple(labels), tuple(labels.values()), splits, fingerprint, family)
+    return Task(name, modality, metric, tuple(labels), tuple(labels.values()), splits, fingerprint, family, templates)
 
 
 def without_duplicates(splits: Mapping[str, list[Example]]) -> dict[str, tuple[Example, ...]]:

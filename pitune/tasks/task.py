@@ -29,6 +29,8 @@ WAYS = 5
 """How many examples a shot of a retrieval task has: 16 shots and 4 to validate on fit into 100 training examples."""
 
 Family = Literal["classification", "retrieval"]
+PLAIN = ("{}",)
+"""The templates of a task whose candidates' texts are read as they are."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Task:
         splits: ``train``, ``validation`` and ``test`` examples; fixed, the same for every seed.
         fingerprint: the hash of everything else here.
         family: what the labels are.
+        templates: sentences with one ``{}`` for a candidate's text. What the backbone alone makes of a candidate is the
+            mean over all of them, as with CLIP (arXiv 2103.00020, section 3.1.4).
     """
 
     name: str
@@ -71,6 +75,7 @@ class Task:
     splits: Mapping[str, tuple[Example, ...]]
     fingerprint: str
     family: Family = "classification"
+    templates: tuple[str, ...] = PLAIN
 
     @functools.cached_property
     def pools(self) -> tuple[tuple[Example, ...], ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tinymodel import (
     KINDS,
     MATCH,
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from pitune.backbones.text import TextBackbone
 from pitune.experts import Bank
-from pitune.objectives import NOBODY, Objective, Rows, right
+from pitune.objectives import NOBODY, Match, Objective, Rows, right
 
 LORA = KINDS[0]
 
@@ -77,6 +79,31 @@ def test_candidates_are_frozen_unless_they_are_live(tiny: TextBackbone, tiny_fol
         losses = objective.losses(tiny, Bank(LORA, [expert]), batch)
         expected = nn.functional.cross_entropy(10.0 * by_hand(plain, texts) @ candidates.T, labels, reduction="none")
         torch.testing.assert_close(losses[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_frozen_candidate_is_the_mean_of_its_templates(tiny: TextBackbone) -> None:
+    """By hand, beside a task with one template; and what experts act on is read in one sentence."""
+    plain, task = make_task("a", 2, 12), make_task("b", 3, 12)
+    task = dataclasses.replace(task, templates=("w1 {}", "{} w2 w3", "w4 {} w5"))
+    groups = [make_rows(tiny, one).take([0, 5]) for one in (plain, task)]
+    found = MATCH.losses(tiny, NOBODY, MATCH.collate(tiny, {}, groups))
+    again = MATCH.losses(tiny, NOBODY, MATCH.collate(tiny, {}, groups))
+    assert torch.equal(found, again), "what is kept is what was computed"
+    examples = [task.splits["train"][row] for row in (0, 5)]
+    means = [embed(tiny, [one.format(text) for one in task.templates]).mean(0) for text in task.label_texts]
+    candidates = nn.functional.normalize(torch.stack(means), dim=1)
+    logits = 10.0 * embed(tiny, [one.text for one in examples]) @ candidates.T
+    expected = nn.functional.cross_entropy(logits, torch.tensor([one.label for one in examples]), reduction="none")
+    torch.testing.assert_close(found[1], expected, atol=1e-5, rtol=1e-5)
+    for objective, sentence in ((Match(live=True), "w1 {}"), (Match(live=True, live_template="{} w9"), "{} w9")):
+        texts = [text.content for text in objective.prepare(tiny, task).texts]
+        assert texts == [one.content for one in tiny.encode_texts([sentence.format(t) for t in task.label_texts])]
+
+
+def test_a_template_without_a_place_is_refused() -> None:
+    for wrong in ("a photo", "{} and {}"):
+        with pytest.raises(ValidationError, match="write one, where the candidate's text goes"):
+            Match(live_template=wrong)
 
 
 def test_drawn_labels_are_among_the_candidates_a_row_meets(tiny: TextBackbone) -> None:

@@ -135,9 +135,10 @@ def test_the_fingerprint_is_of_everything(tmp_path: Path) -> None:
             {"metric": "macro_f1"},
             {"labels": {**LABELS, "1": "something nice"}},
             {"labels": dict(reversed(LABELS.items()))},
+            {"templates": ("this is {}",)},
         )
     ]
-    assert len({mark, table_task("yours", source).fingerprint, *others}) == 6
+    assert len({mark, table_task("yours", source).fingerprint, *others}) == 7
 
 
 def test_the_fingerprint_of_texts_is_what_it_was_before_there_were_pictures(tmp_path: Path) -> None:
@@ -190,6 +191,10 @@ def test_other_faults_are_one_line_too(tmp_path: Path) -> None:
         {"labels": None},
         {"caption": "title"},
         {"labels": None, "caption": "title", "label": "kind"},
+        {"templates": ["a photo"]},
+        {"templates": ["{} or {}"]},
+        {"templates": ["a {}", "a {}"]},
+        {"templates": []},
     ],
 )
 def test_a_source_that_cannot_be_right_is_refused(change: dict[str, Any]) -> None:
