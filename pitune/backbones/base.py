@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pitune.backbones import cache
+from pitune.backbones.standin import StandIn
 from pitune.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,16 +58,20 @@ class BackboneSettings(Settings, ABC):
 
 
 class Tower(NamedTuple):
-    """A stack of layers: the path of its ``nn.ModuleList`` in the model, how many layers, and its output's width."""
+    """A stack of layers: the path of its ``nn.ModuleList`` in the model, how many layers, and its output's width.
+
+    ``root`` is the path of the part of the model that the stack is in with its embeddings; of a model of one tower "".
+    """
 
     name: str
     stack: str
     depth: int
     width: int
+    root: str = ""
 
 
 class Site(NamedTuple):
-    """A module of a tower: its path in the model and the layer that it is part of."""
+    """A module of a tower: its path in the model and the layer that it is part of; -1: of none, as embeddings are."""
 
     tower: str
     path: str
@@ -143,6 +148,9 @@ class Backbone(nn.Module, ABC):
         self._dtype = DTYPES[precision]
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(self._dtype if parameter.dim() > 1 else torch.float32)
+        attend_by = getattr(model, "set_attn_implementation", None)
+        if attend_by and self._dtype is not torch.float32 and not torch.cuda.is_available():
+            attend_by("eager")  # on processors, the fused attention's backward pass takes two thirds of a step there
         Backbone._openings += 1
         self._number = Backbone._openings  # what is kept of one backbone is not another's
         self._tuples: dict[str, bool] = {}  # by tower: whether its layers return tuples
@@ -201,11 +209,13 @@ class Backbone(nn.Module, ABC):
         return stack
 
     def locate(self, path: str) -> Site | None:
-        """Return in which tower and layer the module at ``path`` is; None where it is in none."""
+        """Return in which tower and layer the module at ``path`` is; None where it is in no tower."""
         for tower in self.towers.values():
             rest = path.removeprefix(tower.stack + ".") if path.startswith(tower.stack + ".") else ""
             if rest:
                 return Site(tower.name, path, int(rest.partition(".")[0]))
+            if tower.root and f"{path}.".startswith(tower.root + "."):
+                return Site(tower.name, path, -1)
         return None
 
     def firsts(self, paths: Sequence[str]) -> dict[str, int]:
@@ -213,7 +223,8 @@ class Backbone(nn.Module, ABC):
         found: dict[str, int] = {}
         for site in map(self.locate, paths):
             if site is not None:
-                found[site.tower] = min(site.layer, found.get(site.tower, site.layer))
+                layer = max(0, site.layer)  # what is read by the embeddings is read by the lowest layer
+                found[site.tower] = min(layer, found.get(site.tower, layer))
         return found
 
     def forward(self, inputs: Inputs) -> Tensor:
@@ -305,7 +316,7 @@ class Backbone(nn.Module, ABC):
         kept = {index: layers[index] for index in which}
         for index, layer in kept.items():
             last = index == which.stop - 1
-            layers._modules[str(index)] = _StandIn(layer, self._tuples[tower], hidden if last else None)
+            layers._modules[str(index)] = StandIn(layer, self._tuples[tower], hidden if last else None)
         try:
             yield
         finally:
@@ -324,21 +335,3 @@ class Backbone(nn.Module, ABC):
         finally:
             handle.remove()
         self._tuples[row.tower] = found[0]
-
-
-class _StandIn(nn.Module):
-    """Takes the place of a layer: hands on ``hidden`` where it has one, else what it was given."""
-
-    def __init__(self, layer: nn.Module, returns_tuple: bool, hidden: Tensor | None = None) -> None:
-        super().__init__()
-        self.layer = (layer,)  # in a tuple: no submodule
-        self.returns_tuple = returns_tuple
-        self.hidden = hidden
-
-    def __getattr__(self, name: str) -> Any:
-        # Some models ask a layer what kind of attention it has before they call it.
-        return getattr(self.layer[0], name)
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor]:
-        out = hidden_states if self.hidden is None else self.hidden
-        return (out,) if self.returns_tuple else out

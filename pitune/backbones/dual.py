@@ -142,7 +142,7 @@ def _towers(model: Any, uri: str) -> list[Tower]:
     for name, module in ((IMAGE, "vision_model"), (TEXT, "text_model")):
         path, stack = largest_stack(model.get_submodule(module), uri)
         width = getattr(model.config, f"{module.split('_')[0]}_config").hidden_size
-        towers.append(Tower(name, f"{module}.{path}", len(stack), width))
+        towers.append(Tower(name, f"{module}.{path}", len(stack), width, module))
     return towers
 
 

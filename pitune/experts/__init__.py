@@ -6,6 +6,9 @@ from pitune.experts.bitfit import BitFit
 from pitune.experts.kind import Expert, ExpertKind
 from pitune.experts.lora import Lora
 from pitune.experts.prefix import Prefix
+from pitune.experts.text_prompt import TextPrompt
+from pitune.experts.unified_prompt import UnifiedPrompt
+from pitune.experts.visual_prompt import VisualPrompt
 from pitune.experts.whole import Whole
 
 KINDS: tuple[type[ExpertKind], ...] = (
@@ -13,7 +16,23 @@ KINDS: tuple[type[ExpertKind], ...] = (
     Adapter,
     Prefix,
     BitFit,
+    TextPrompt,
+    VisualPrompt,
+    UnifiedPrompt,
 )
 """Every expert kind; a new one is added here, and nowhere else. The first is the default."""
 
-__all__ = ["KINDS", "Adapter", "Bank", "BitFit", "Expert", "ExpertKind", "Lora", "Prefix", "Whole"]
+__all__ = [
+    "KINDS",
+    "Adapter",
+    "Bank",
+    "BitFit",
+    "Expert",
+    "ExpertKind",
+    "Lora",
+    "Prefix",
+    "TextPrompt",
+    "UnifiedPrompt",
+    "VisualPrompt",
+    "Whole",
+]

@@ -98,7 +98,7 @@ class _Tokens:
 
     def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Put the tokens in."""
-        given = _named(layer, args, kwargs)
+        given = named_arguments(layer, args, kwargs)
         first = next(iter(given))
         hidden = given[first]  # (E · rows, tokens, width)
         tokens = per_row(self.tokens(), len(hidden)).to(hidden.dtype)
@@ -107,7 +107,7 @@ class _Tokens:
 
     def follow(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Widen the mask and what else goes by place."""
-        given = _named(layer, args, kwargs)
+        given = named_arguments(layer, args, kwargs)
         mask, bias, angles = (given.get(name) for name in ("attention_mask", "position_bias", "position_embeddings"))
         if isinstance(mask, Tensor):
             given["attention_mask"] = self._mask(mask, bool(given.get("is_causal")))
@@ -258,7 +258,7 @@ def _with_projected(attention: nn.Module, keys_values: Callable[[], tuple[Tensor
     held: list[Tensor] = []  # this pass's keys and values, (rows, count, heads · head width)
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        given = _named(attention, args, kwargs)
+        given = named_arguments(attention, args, kwargs)
         hidden = given["hidden_states"]
         held[:] = [per_row(tensor, len(hidden)).transpose(1, 2).flatten(2) for tensor in keys_values()]
         count = held[0].shape[1]
@@ -312,7 +312,7 @@ def _heads(attention: nn.Module) -> tuple[int, int] | None:
     return (keys.out_features if keys is not None else fused.out_features // 3) // width, width  # type: ignore[union-attr]
 
 
-def _named(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+def named_arguments(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return a call's arguments by name, in the order of the module's signature."""
     return {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
 

@@ -258,12 +258,16 @@ class ExpertKind(Settings, ABC):
                 raise PituneError(f"{files.where}: tensor {key} belongs to no {self.kind} expert")
             expert.setdefault(key.removeprefix(PEFT_PREFIX)[: -len(name) - 1], {})[name] = tensor
         for site, held in expert.items():
-            missing = set(self.parameter_names) - set(held)
+            missing = self.names_at(held) - set(held)
             if missing:
                 raise PituneError(f"{files.where}: {site} has no {min(missing)}; the file is not whole")
         if not expert:
             raise PituneError(f"{files.where}: holds no tensor; the file is not whole")
         return expert
+
+    def names_at(self, held: Tensors) -> set[str]:
+        """Return the names of the tensors at the site that has ``held``: by default all, at every site."""
+        return set(self.parameter_names)
 
     def placed(self, expert: Expert, model: nn.Module) -> Expert:
         """Return ``expert`` with ``model``'s own paths, where its files do not say them; by default they do."""

@@ -16,6 +16,9 @@ from transformers import BertTokenizerFast
 from pitune.backbones import cache
 from pitune.backbones.dual import MODELS, DualBackbone, DualSettings
 from pitune.errors import PituneError
+from pitune.experts import Lora
+from pitune.interpolation.scoring import answers
+from pitune.objectives import Match, Rows
 from pitune.tasks.task import Example
 
 TEXTS = ["w1 w7 w20", "w3", "w5 w5 w40 w41 w2"]
@@ -64,6 +67,20 @@ def test_pictures_and_texts_are_what_the_plain_model_says(folder: Path, examples
             read = backbone(backbone.inputs(backbone.encode_texts(TEXTS), firsts))
             torch.testing.assert_close(seen, pictures, atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(read, texts, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_zero_shot_is_the_models_own(folder: Path, tmp_path: Path) -> None:
+    """CLIP's answers are the softmax of its own logits, and SigLIP's order is that of its own."""
+    backbone, model, task = open_dual(folder), plain_dual(folder), make_pictures(tmp_path)
+    scale = float(model.logit_scale.exp())
+    rows = Rows(backbone, Match(scale=scale), [(task, task.splits["test"], 1.0)])
+    said, scores = answers(backbone, Lora(), Match(scale=scale), [], rows)
+    texts = backbone.collate(backbone.encode_texts(task.label_texts))
+    given = {**texts, "pixel_values": by_hand(list(task.splits["test"]))}
+    logits = model(**given).logits_per_image  # SigLIP adds a number, which changes no softmax
+    assert said[0] == logits.argmax(1).tolist()
+    torch.testing.assert_close(scores[0], logits.softmax(1).amax(1), atol=1e-5, rtol=1e-4)
 
 
 def test_a_picture_is_decoded_once_for_the_layers_above_the_trunk(

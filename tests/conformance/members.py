@@ -19,7 +19,7 @@ from tinymodel import SHAPES, make_task, open_encoder, random_expert, save_encod
 
 from pitune.backbones import Backbone
 from pitune.errors import PituneError
-from pitune.experts import KINDS, Expert, ExpertKind
+from pitune.experts import KINDS, Expert, ExpertKind, TextPrompt, UnifiedPrompt, VisualPrompt
 from pitune.objectives import OBJECTIVES, Objective, Row, Rows
 from pitune.tasks.task import Task
 
@@ -93,12 +93,22 @@ class Member:
         return [self.rows(task).take([0, 3]) for task in TASKS]
 
 
+def small(kind: type[ExpertKind], towers: tuple[str, ...] | None) -> ExpertKind:
+    """Make a kind for a tiny backbone, in the last two layers; text prompts are read by all."""
+    own: dict[str, object] = {
+        TextPrompt: {"tokens": 3, "layers": None},
+        UnifiedPrompt: {"tokens": 2, "width": 16},
+        VisualPrompt: {"tokens": 3},
+    }.get(kind, {})
+    return kind.model_validate({"layers": 2, "towers": towers, **own})
+
+
 TASKS = [
     with_pictures(task, Path(_FOLDER.name))
     for task in (make_task("one", 3, 4), make_task("two", 2, 4, longest=5), make_task("three", 4, 4))
 ]
 MEMBERS = [
-    Member(name, kind(layers=2, towers=towers), objective())
+    Member(name, small(kind, towers), objective())
     for objective in OBJECTIVES
     for kind in KINDS
     for name in _ALL

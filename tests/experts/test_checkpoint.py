@@ -145,7 +145,7 @@ def damage(folder: Path, what: str) -> None:
         ("json list", "cannot be read as an expert"),
         (
             "unknown type",
-            r"adapter_config\.json: peft_type is 'IA3'; pitune reads LORA, BOTTLENECK, \w+, \w+, BITFIT, WHOLE$",
+            r"adapter_config\.json: peft_type is 'IA3'; pitune reads LORA, BOTTLENECK, (\w+, )+WHOLE$",
         ),
         ("no rank", r"adapter_config\.json: r is missing$"),
         ("bad rank", r"adapter_config\.json: found -1; "),
