@@ -22,7 +22,7 @@ from pitune.objectives import Objective, Rows
 from pitune.objectives.rows import seed_of
 from pitune.store import Store
 from pitune.tasks.catalogue import load_task
-from pitune.tasks.tables import TableSource
+from pitune.tasks.sources import TaskSource
 from pitune.tasks.task import Example, Slice, SliceData, Task, draw
 
 Data = tuple[tuple[Slice, float], ...]
@@ -38,7 +38,7 @@ class Materials:
         kind: of the experts.
         objective: of all tasks.
         precision: of the frozen matrices.
-        tasks: each task's table; None for one of the catalogue.
+        tasks: each task's source; None for one of the catalogue.
         validation_examples: a full slice validates on so many at most.
         test_examples: experts are scored on so many of a task's test examples at most; None: on all.
         gpu: whether workers compute on a GPU; the driver never does.
@@ -53,7 +53,7 @@ class Materials:
         kind: ExpertKind,
         objective: Objective,
         precision: Precision = "fp32",
-        tasks: Mapping[str, TableSource | None],
+        tasks: Mapping[str, TaskSource | None],
         validation_examples: int = 256,
         test_examples: int | None = None,
         gpu: bool = False,
@@ -188,7 +188,7 @@ def _in_worker(
     kind: ExpertKind,
     objective: Objective,
     precision: Precision,
-    tasks: Mapping[str, TableSource | None],
+    tasks: Mapping[str, TaskSource | None],
     validation_examples: int,
     test_examples: int | None,
     gpu: bool,

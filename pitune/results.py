@@ -164,7 +164,7 @@ def counted_again(store: Store) -> Callable[[str, str], float]:
     @functools.cache
     def value(prediction: str, metric: str) -> float:
         table = store.table(prediction).to_pydict()
-        return METRICS[metric](table["label"], table["prediction"])
+        return METRICS[metric](table["label"], table["prediction"], table["score"])
 
     return value
 

@@ -126,7 +126,7 @@ WRONG = [
         {"kind": "adapter", "rank": 4},
         "expert.rank: is no setting; there are kind, layers, towers, seed",
     ),
-    ("tasks", {"adapter": {**TABLE, "txt": "a"}}, "tasks.adapter.txt: is no setting; there are train, validation"),
+    ("tasks", {"adapter": {**TABLE, "txt": "a"}}, "tasks.adapter.txt: is no setting; there are kind, templates"),
     ("targets", {"tasks": ["nyt"], "shots": [4], "seed": [0]}, "targets.seed: is no setting; there are tasks, shots"),
     ("targets", {"tasks": ["nyt"], "shots": [4]}, "targets.seeds: is missing"),
     (

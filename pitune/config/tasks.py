@@ -1,4 +1,4 @@
-"""Tasks as a configuration names them: those of the catalogue, or tables of one's own."""
+"""Tasks as a configuration names them: those of the catalogue, or data of one's own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from pitune.config.slices import once
-from pitune.settings import shown
+from pitune.settings import OneOf, shown
 from pitune.tasks.catalogue import KNOWN
+from pitune.tasks.coop import CoopSource
+from pitune.tasks.elevater import ElevaterSource
+from pitune.tasks.sources import TaskSource
 from pitune.tasks.tables import TableSource
 from pitune.tasks.task import NAME
 
+SOURCES: tuple[type[TaskSource], ...] = (TableSource, CoopSource, ElevaterSource)
+"""Every kind of source; a new one is added here, and nowhere else. The first is the default."""
 LONGEST_NAME = 100
 """Characters of a task's name, which becomes part of the names of files."""
 
@@ -28,7 +33,7 @@ def _from_names(value: Any) -> Any:
     return dict.fromkeys(once(tuple(value), "task"))
 
 
-def _can_be_had(value: dict[str, TableSource | None]) -> dict[str, TableSource | None]:
+def _can_be_had(value: dict[str, TaskSource | None]) -> dict[str, TaskSource | None]:
     for name, source in value.items():
         if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
             raise ValueError(
@@ -40,8 +45,8 @@ def _can_be_had(value: dict[str, TableSource | None]) -> dict[str, TableSource |
 
 
 Tasks = Annotated[
-    dict[str, TableSource | None],
-    Field(min_length=1, description="names from the catalogue, or tables of your own"),
+    dict[str, Annotated[TaskSource, OneOf(SOURCES, default="table")] | None],
+    Field(min_length=1, description="names from the catalogue, or data of your own"),
     BeforeValidator(_from_names),
     AfterValidator(_can_be_had),
 ]

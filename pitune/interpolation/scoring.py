@@ -81,7 +81,8 @@ def _score(materials: Materials, kind: ExpertKind, held: Sequence[tuple[ScoringJ
             {"key": example.key, "label": label, "prediction": prediction, "score": value}
             for example, label, prediction, value in zip(examples, truth, predictions, sure, strict=True)
         ]
-        facts = {"metric": task.metric, "value": METRICS[task.metric](truth, predictions), "examples": len(examples)}
+        value = METRICS[task.metric](truth, predictions, sure)
+        facts = {"metric": task.metric, "value": value, "examples": len(examples)}
         materials.store.commit(
             job.artifacts[0],
             {"": table_bytes(table)},

@@ -53,9 +53,10 @@ def reaches(store: Store, manifests: Manifests, rows: Iterable[Row]) -> dict[tup
 
 def _without_parts(store: Store, artifact: str, metric: str) -> list[float]:
     """Return the score of predictions, and with each part left out; nothing but the score for too few examples."""
-    table = store.table(artifact, columns=["key", "label", "prediction"]).sort_by("key").to_pydict()
+    table = store.table(artifact, columns=["key", "label", "prediction", "score"]).sort_by("key").to_pydict()
     _, codes = np.unique([*table["label"], *table["prediction"]], return_inverse=True)
     labels, said = codes.reshape(2, -1)
+    sure = np.array(table["score"])
     parts = np.arange(len(labels)) % PARTS
     kept = [parts != part for part in range(PARTS)] if len(labels) >= 2 * PARTS else []
-    return [METRICS[metric](labels[one], said[one]) for one in (np.full(len(labels), True), *kept)]
+    return [METRICS[metric](labels[one], said[one], sure[one]) for one in (np.full(len(labels), True), *kept)]

@@ -11,6 +11,8 @@ import functools
 import hashlib
 import io
 import tarfile
+import zipfile
+import zlib
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
@@ -47,13 +49,14 @@ UPRIGHT = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture where it lies: a file, a member of a shard, a cell of a table. It decodes its pixels when asked to.
+    """A picture where it lies: a file, a member of a shard or zip, a cell of a table. It decodes its pixels if asked.
 
     Attributes:
         file: absolute path of the file, shard or table.
         digest: sha256, hex, of its encoded bytes: what it is, wherever it lies.
-        start: where its bytes begin in the file; of a shard's member.
+        start: where its bytes begin in the file; of a member of a shard or zip.
         size: how many bytes; None: the whole file.
+        inflated: how many they are when they are inflated; of a zip's deflated member. None: they lie as they are.
         cell: of a parquet table: the column, of bytes or structs with a field ``bytes``, and the row, from 0.
     """
 
@@ -61,6 +64,7 @@ class Picture:
     digest: str
     start: int = 0
     size: int | None = None
+    inflated: int | None = None
     cell: tuple[str, int] | None = None
 
     @property
@@ -78,7 +82,7 @@ class Picture:
         """
         try:
             content = self._content()
-        except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+        except (OSError, ValueError, LookupError, zlib.error, pa.ArrowException) as error:
             raise PituneError(f"{self.place}: the picture cannot be read ({reason(error)})") from error
         if hashlib.sha256(content).hexdigest() != self.digest:
             raise PituneError(f"{self.place}: is not the picture that it was; put that back, or start again")
@@ -125,7 +129,10 @@ class Picture:
             return _cell(self.file, *self.cell)
         with Path(self.file).open("rb") as stream:
             stream.seek(self.start)
-            return stream.read(-1 if self.size is None else self.size)
+            content = stream.read(-1 if self.size is None else self.size)
+        if self.inflated is None:
+            return content
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, self.inflated)  # and no more, whatever it holds
 
 
 # --- decoding ------------------------------------------------------------------------------------------------------
@@ -195,11 +202,15 @@ def _why(error: Exception) -> str:
 
 
 def _member(file: str, start: int) -> str:
-    """Return the name of a shard's member whose bytes begin at ``start``, for errors: it is looked for there."""
+    """Return the name of the member of a shard or zip whose bytes begin at ``start``, for errors: it is looked for."""
     try:
+        if file.endswith(".zip"):
+            with zipfile.ZipFile(file) as archive:
+                before = [info for info in archive.infolist() if info.header_offset < start]
+                return f"member {max(before, key=lambda info: info.header_offset).filename}"
         with tarfile.open(file, "r:") as shard:
             return next(f"member {member.name}" for member in shard if member.offset_data == start)
-    except (OSError, ValueError, EOFError, tarfile.TarError, StopIteration):
+    except (OSError, ValueError, EOFError, tarfile.TarError, zipfile.BadZipFile, StopIteration):
         return f"byte {start}"
 
 

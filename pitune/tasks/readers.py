@@ -148,10 +148,33 @@ def _picture(record: Mapping[str, Any], name: str, file: Path, number: int, plac
         return Picture(str(file.absolute()), hashlib.sha256(value).hexdigest(), cell=(name, number - 1))
     if not isinstance(value, str):
         raise PituneError(f"{place}: its {name!r} is {value!r:.60}, neither the path of a picture nor its bytes")
-    inside = posixpath.normpath(value)
+    return below(file.absolute().parent, value, place)
+
+
+def below(folder: Path, path: str, place: str) -> Picture:
+    """Return the picture file that a path below a folder names.
+
+    Args:
+        folder: the absolute path of the folder.
+        path: relative to it.
+        place: where it is named, for errors.
+
+    Raises:
+        PituneError: it leads outside, or as :func:`whole_file`.
+    """
+    return whole_file(folder / safe(path, place), f"{place}: picture {path!r}")
+
+
+def safe(path: str, place: str) -> str:
+    """Return a relative path in plain form.
+
+    Raises:
+        PituneError: it leads outside of what it is relative to; ``place`` is where it is named.
+    """
+    inside = posixpath.normpath(path)
     if inside.startswith("/") or inside.split("/")[0] == ".." or "\0" in inside:
-        raise PituneError(f"{place}: picture {value!r} leads outside the table's folder; give a path inside it")
-    return whole_file(file.absolute().parent / inside, f"{place}: picture {value!r}")
+        raise PituneError(f"{place}: {path!r} leads outside its folder; give a path inside it")
+    return inside
 
 
 def whole_file(file: Path, place: str) -> Picture:

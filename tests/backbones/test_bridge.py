@@ -26,8 +26,8 @@ from transformers import AutoModel, BertTokenizerFast, ViTModel
 from pitune.backbones import cache
 from pitune.backbones.bridge import BridgeBackbone, BridgeSettings
 from pitune.errors import PituneError
+from pitune.tasks.building import MODALITIES
 from pitune.tasks.pictures import Picture
-from pitune.tasks.tables import MODALITIES
 from pitune.tasks.task import Example
 
 TEXTS = ["w1 w7 w20", "w3", "w5 w5 w40 w41 w2", "w1 w2 " * 50]

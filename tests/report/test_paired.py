@@ -35,7 +35,9 @@ def study(folder: Path, answers: dict[str, list[str]], metric: str = "accuracy")
     labels = ["yn"[number % 2 != 0] for number in range(COUNT)]
     for name, answer in answers.items():
         told = zip(labels, answer, strict=True)
-        table = [{"key": f"{n:04d}", "label": label, "prediction": one} for n, (label, one) in enumerate(told)]
+        table = [
+            {"key": f"{n:04d}", "label": label, "prediction": one, "score": 0.5} for n, (label, one) in enumerate(told)
+        ]
         commit(store, f"predictions/{name}.parquet", {"": table_bytes(table[::-1] if name == "single" else table)})
         row: dict[str, Any] = {"source": f"{name}@full#0", "target": "t", "shots": "16", "seed": 0, "slice": "t@16#0"}
         scored = {"metric": metric, "score": accuracy(answer), "single": accuracy(answers["single"])}
@@ -82,7 +84,7 @@ def test_what_cannot_be_told_is_left_out(tmp_path: Path) -> None:
     store, rows = study(tmp_path, {"single": said(0.6, 0), "a": said(0.9, 1)})
     gone = [{**rows[0], "prediction": "predictions/gone.parquet"}, {**rows[0], "single_prediction": None}]
     assert reaches(store, store.artifacts(), gone) == {}
-    few = table_bytes([{"key": "k", "label": "y", "prediction": "y"}])
+    few = table_bytes([{"key": "k", "label": "y", "prediction": "y", "score": 0.5}])
     for name in ("a", "single"):
         commit(store, f"predictions/{name}.parquet", {"": few})
     assert reaches(store, store.artifacts(), rows) == {}

@@ -17,7 +17,7 @@ from pitune.tasks import duplicates
 from pitune.tasks.duplicates import NEAR, perceptual_hash, perceptual_hashes, without_near_duplicates
 from pitune.tasks.pictures import Picture
 from pitune.tasks.readers import whole_file
-from pitune.tasks.tables import TableSource, table_task
+from pitune.tasks.tables import TableSource
 from pitune.tasks.task import SPLITS, Example
 
 
@@ -143,7 +143,7 @@ def source(tmp_path: Path) -> dict[str, Any]:
 
 
 def keys(source: dict[str, Any], **settings: Any) -> dict[str, set[str]]:
-    task = table_task("pets", TableSource.model_validate({**source, **settings}))
+    task = TableSource.model_validate({**source, **settings}).task("pets")
     return {split: {example.key for example in examples} for split, examples in task.splits.items()}
 
 

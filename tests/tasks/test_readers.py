@@ -17,7 +17,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from pitune.errors import PituneError
-from pitune.tasks.tables import TableSource, table_task
+from pitune.tasks.tables import TableSource
 from pitune.tasks.task import Example, Task
 
 LABELS = {"cats": "a cat", "dogs": "a dog"}
@@ -108,7 +108,7 @@ def examples(task: Task) -> list[Example]:
 
 def refusal(one: TableSource) -> str:
     with pytest.raises(PituneError) as error:
-        table_task("mine", one)
+        one.task("mine")
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -121,7 +121,7 @@ def refusal(one: TableSource) -> str:
 def test_every_format_gives_the_same_examples(tmp_path: Path, name: str, text: str | None) -> None:
     path = tmp_path / name
     KINDS[name](path)
-    task = table_task("mine", source(path, text=text))
+    task = source(path, text=text).task("mine")
     found = examples(task)
     assert task.modality == ("image" if text is None else "image+text") and len(found) == COUNT
     for number, one in enumerate(found):
@@ -139,18 +139,18 @@ def test_the_place_does_not_matter_to_the_fingerprint(tmp_path: Path) -> None:
     for name in ("a.csv", "a.jsonl", "bytes.parquet"):
         (tmp_path / name).mkdir()
         KINDS[name](tmp_path / name / name)
-        marks.add(table_task("mine", source(tmp_path / name / name)).fingerprint)
+        marks.add(source(tmp_path / name / name).task("mine").fingerprint)
     assert len(marks) == 1
     (tmp_path / "a.csv" / "pictures" / "077.png").write_bytes(content(200))
-    marks.add(table_task("mine", source(tmp_path / "a.csv" / "a.csv")).fingerprint)
-    marks.add(table_task("mine", source(tmp_path / "a.jsonl" / "a.jsonl", text="words")).fingerprint)
+    marks.add(source(tmp_path / "a.csv" / "a.csv").task("mine").fingerprint)
+    marks.add(source(tmp_path / "a.jsonl" / "a.jsonl", text="words").task("mine").fingerprint)
     assert len(marks) == 3
 
 
 def test_nothing_is_decoded_on_reading(tmp_path: Path) -> None:
     rows = [{"image": f"no picture {i}".encode(), "label": label(i)} for i in range(60)]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    picture = examples(table_task("mine", source(tmp_path / "a.parquet")))[4].picture
+    picture = examples(source(tmp_path / "a.parquet").task("mine"))[4].picture
     assert picture is not None
     with pytest.raises(PituneError, match=r"a\.parquet: row 5, column 'image': the picture cannot be decoded"):
         picture.pixels()
@@ -171,7 +171,7 @@ def test_a_folder_of_tables_and_one_of_shards(tmp_path: Path) -> None:
                     add(archive, f"{i:03d}.jpg", content(i))
                     add(archive, f"{i:03d}.cls", label(i).encode())
         fields = {"image": "jpg", "label": "cls"} if kind == "tar" else {}
-        found = examples(table_task("mine", source(tmp_path / kind, **fields)))
+        found = examples(source(tmp_path / kind, **fields).task("mine"))
         assert [one.picture.read() for one in found if one.picture] == [content(i) for i in range(80)]
 
 
@@ -180,9 +180,9 @@ def test_a_key_column_and_a_relative_path(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     plain = source(Path("a.jsonl"), key="words")
     located = plain.located()
-    mark = table_task("mine", plain).fingerprint
+    mark = plain.task("mine").fingerprint
     monkeypatch.chdir("/")
-    task = table_task("mine", located)
+    task = located.task("mine")
     assert task.fingerprint == mark and examples(task)[0].key == "say 0"
 
 
@@ -193,7 +193,7 @@ def test_compressed_shards_are_read_for_their_texts_only(tmp_path: Path) -> None
             add(archive, f"{i}.cls", label(i).encode())
             add(archive, f"{i}.png", content(i))
     texts = source(tmp_path / "a.tar", image=None, text="txt")
-    assert {one.text for one in examples(table_task("mine", texts))} == {f"say {i}" for i in range(60)}
+    assert {one.text for one in examples(texts.task("mine"))} == {f"say {i}" for i in range(60)}
     said = refusal(source(tmp_path / "a.tar"))
     assert said == f"{tmp_path / 'a.tar'}: is compressed; its pictures are read from where they lie, so unpack it"
 
@@ -215,7 +215,7 @@ def tree(folder: Path, first: int = 0, count: int = 60) -> str:
 
 
 def test_a_folder_of_pictures(tmp_path: Path) -> None:
-    task = table_task("mine", TableSource(train=tree(tmp_path / "all"), labels=LABELS))
+    task = TableSource(train=tree(tmp_path / "all"), labels=LABELS).task("mine")
     found = {one.key: one for one in examples(task)}
     assert len(found) == 60 and task.modality == "image" and {one.text for one in found.values()} == {""}
     for i in (0, 1, 2, 3, 59):
@@ -226,7 +226,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
 
 def test_folders_of_several_splits_may_have_the_same_names(tmp_path: Path) -> None:
     train, test = tree(tmp_path / "train", 0), tree(tmp_path / "test", 60, 20)
-    splits = table_task("mine", TableSource(train=train, test=test, labels=LABELS)).splits
+    splits = TableSource(train=train, test=test, labels=LABELS).task("mine").splits
     assert sum(map(len, splits.values())) == 80
     assert {"test/dogs/019.PNG", "test/dogs/deep/er/015.PNG"} <= {one.key for one in splits["test"]}
     assert all(one.key.split("/")[0] in LABELS for one in splits["train"])
@@ -239,7 +239,7 @@ def test_linked_folders_are_followed_but_not_for_ever(tmp_path: Path) -> None:
         (tmp_path / "chosen" / name).symlink_to(tmp_path / "kept" / name)
     (tmp_path / "kept" / "cats" / "up").symlink_to(tmp_path / "kept")
     (tmp_path / "kept" / "cats" / "here").symlink_to(".")
-    assert len(examples(table_task("mine", TableSource(train=str(tmp_path / "kept"), labels=LABELS)))) == 60
+    assert len(examples(TableSource(train=str(tmp_path / "kept"), labels=LABELS).task("mine"))) == 60
 
 
 def test_folders_that_cannot_be_right_are_one_line(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_what_is_the_same_in_picture_and_text_is_in_one_split(tmp_path: Path) ->
     validation = written(tmp_path / "validation.parquet", [(a, "x ", 0), (a, "y", 1), (c, "x", 0), (c, "x", 0)])
     train = written(tmp_path / "train.parquet", [(a, "y", 0), (b, "x", 1), (c, "y", 1), (d, "x", 0), (d, "x", 0)])
     uris = {"train": train, "validation": validation, "test": test, "labels": LABELS, "image": "image"}
-    task = table_task("mine", TableSource.model_validate({**uris, "text": "text"}))
+    task = TableSource.model_validate({**uris, "text": "text"}).task("mine")
     assert {split: [one.key for one in found] for split, found in task.splits.items()} == {
         "train": ["train-000002", "train-000003"],
         "validation": ["validation-000001", "validation-000002"],
@@ -296,7 +296,7 @@ def test_what_is_the_same_in_picture_and_text_is_in_one_split(tmp_path: Path) ->
         )
     ]
     uris |= {"train": without[0], "validation": without[1]}
-    task = table_task("mine", TableSource.model_validate(uris))
+    task = TableSource.model_validate(uris).task("mine")
     assert [one.key for one in task.splits["train"]] == ["train-000002", "train-000004"]
     assert [one.key for one in task.splits["validation"]] == ["validation-000001", "validation-000002"]
 
@@ -314,9 +314,9 @@ def test_examples_of_two_kinds_are_refused(tmp_path: Path) -> None:
     [
         ("pictures/gone.png", "row 2: picture 'pictures/gone.png': there is no file {folder}/pictures/gone.png"),
         ("pictures", "row 2: picture 'pictures': there is no file {folder}/pictures"),
-        ("../secret.png", "row 2: picture '../secret.png' leads outside the table's folder"),
-        ("pictures/../../secret.png", "row 2: picture 'pictures/../../secret.png' leads outside the table's folder"),
-        ("/etc/hostname", "row 2: picture '/etc/hostname' leads outside the table's folder"),
+        ("../secret.png", "row 2: '../secret.png' leads outside its folder"),
+        ("pictures/../../secret.png", "row 2: 'pictures/../../secret.png' leads outside its folder"),
+        ("/etc/hostname", "row 2: '/etc/hostname' leads outside its folder"),
         ("pictures/empty.png", "row 2: picture 'pictures/empty.png': the file is empty"),
         ("a" * 300, "File name too long"),
         ("", "row 2: its 'image' is empty; remove the row or fill it in"),
@@ -345,7 +345,7 @@ def test_paths_inside_may_wander(tmp_path: Path) -> None:
     held(tmp_path)
     rows = [f"pictures/../pictures/./{i:03d}.png,{label(i)}\n" for i in range(60)]
     (tmp_path / "a.csv").write_text("".join(["image,label\n", *rows]))
-    assert len(examples(table_task("mine", source(tmp_path / "a.csv")))) == 60
+    assert len(examples(source(tmp_path / "a.csv").task("mine"))) == 60
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_paths_inside_may_wander(tmp_path: Path) -> None:
         (b"", "row 2: its 'image' is empty; remove the row or fill it in"),
         ({"bytes": None, "path": None}, "row 2: has no 'image'"),
         ({"bytes": b"", "path": "a.png"}, "row 2: its 'image' is empty"),
-        ({"bytes": None, "path": "../a.png"}, "row 2: picture '../a.png' leads outside"),
+        ({"bytes": None, "path": "../a.png"}, "row 2: '../a.png' leads outside its folder"),
         (7, "row 2: its 'image' is 7, neither the path of a picture nor its bytes"),
     ],
 )

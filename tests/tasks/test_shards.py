@@ -27,11 +27,11 @@ from pitune.errors import PituneError
 from pitune.store.locks import FolderLock
 from pitune.store.places import Place
 from pitune.tasks import preparing
+from pitune.tasks.building import build_task, split_rows
 from pitune.tasks.pictures import Picture
 from pitune.tasks.preparing import prepare, source_of, workers
 from pitune.tasks.readers import Row
 from pitune.tasks.shards import stream
-from pitune.tasks.tables import build_task, split_rows, table_task
 from pitune.tasks.task import Slice, Task, draw
 
 LABELS = {"01": "a cat", "dog.s/é": "a dog"}
@@ -82,7 +82,7 @@ def said(task: Task, folder: Path, **how: Any) -> str:
 def test_a_task_read_back_is_the_task(tmp_path: Path, modality: str) -> None:
     task = made(tmp_path / "data", modality)
     prepare(task, tmp_path / "out", per_shard=7)
-    back = table_task("mine", source_of(task, tmp_path / "out"))
+    back = source_of(task, tmp_path / "out").task("mine")
     assert back.fingerprint == task.fingerprint and back.modality == modality
     for split, examples in task.splits.items():
         for one, other in zip(examples, back.splits[split], strict=True):
@@ -99,7 +99,7 @@ def test_captions_are_captions_again(tmp_path: Path) -> None:
     rows = [Row(f"k{number}", f"text {number % 50}", f"caption {number // 2}", "row") for number in range(60)]
     task = build_task("mine", "accuracy", None, split_rows(rows, ("validation", "test")))
     index = prepare(task, tmp_path / "out", per_shard=7)
-    back = table_task("mine", source_of(task, tmp_path / "out"))
+    back = source_of(task, tmp_path / "out").task("mine")
     assert back.family == "retrieval" and back.fingerprint == task.fingerprint
     assert back.splits == task.splits and set(index["labels"]) == set(task.labels)
 
@@ -287,7 +287,7 @@ def test_a_row_that_is_no_number_is_one_line(tmp_path: Path) -> None:
     shard = tmp_path / "out" / "train" / "000000.tar"
     shard.write_bytes(shard.read_bytes().replace(b'"__row__": 0', b'"__row__":""'))
     with pytest.raises(PituneError, match=r"train/000000\.tar: cannot be read as .*__row__ is '', no number"):
-        table_task("mine", source_of(task, tmp_path / "out"))
+        source_of(task, tmp_path / "out").task("mine")
 
 
 # --- streaming -----------------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from pyarrow import parquet
 from pydantic import ValidationError
 
 from pitune.errors import PituneError
-from pitune.tasks.metrics import METRICS
-from pitune.tasks.tables import SHARES, TableSource, split_of, table_task
+from pitune.tasks.building import SHARES, split_of
+from pitune.tasks.tables import TableSource
 
 LABELS = {"0": "something bad", "1": "something good"}
 RECORDS = [{"text": f'text "{i}", with\tmore', "label": i % 2} for i in range(200)]
@@ -50,7 +50,7 @@ def write(path: Path, records: list[dict[str, Any]]) -> str:
 
 def refusal(source: TableSource) -> str:
     with pytest.raises(PituneError) as error:
-        table_task("mine", source)
+        source.task("mine")
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -59,7 +59,7 @@ def refusal(source: TableSource) -> str:
 def test_every_format_gives_the_same_examples(tmp_path: Path, kind: str) -> None:
     columns = {"text": "txt", "label": "cls"} if kind == "tar" else {}
     uri = write(tmp_path / f"all.{kind}", RECORDS)
-    task = table_task("mine", TableSource(train=uri, labels=LABELS, **columns))
+    task = TableSource(train=uri, labels=LABELS, **columns).task("mine")
     found = sorted((example.text, example.label) for examples in task.splits.values() for example in examples)
     assert found == sorted((record["text"], record["label"]) for record in RECORDS)
     assert task.labels == ("0", "1") and task.label_texts == ("something bad", "something good")
@@ -79,7 +79,7 @@ def test_shards_with_json_members_and_a_folder_of_them(tmp_path: Path) -> None:
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
     source = TableSource(train=str(tmp_path / "shards"), text="body", label="good", labels=LABELS)
-    splits = table_task("mine", source).splits
+    splits = source.task("mine").splits
     texts = {example.key: (example.text, example.label) for examples in splits.values() for example in examples}
     assert len(texts) == 80 and texts["1-3"] == ("1 3", 1)
 
@@ -93,7 +93,7 @@ def test_own_splits_are_kept_and_missing_ones_are_cut_from_train(tmp_path: Path)
         if len(given) == 2:
             more = write(tmp_path / "more.csv", [{"text": f"more {i}", "label": i % 2} for i in range(4)])
             source = TableSource(train=train, validation=other, test=more, labels=LABELS)
-        sizes[given] = {split: len(examples) for split, examples in table_task("mine", source).splits.items()}
+        sizes[given] = {split: len(examples) for split, examples in source.task("mine").splits.items()}
     assert sum(sizes[()].values()) == 200 and all(sizes[()].values())
     assert sizes[("validation",)]["validation"] == 10 and 120 < sizes[("validation",)]["train"] < 180
     assert sizes[("test",)]["test"] == 10 and 165 < sizes[("test",)]["train"] < 195
@@ -116,7 +116,7 @@ def test_a_text_is_in_one_split_and_test_is_whole(tmp_path: Path) -> None:
         name: write(tmp_path / f"{name}.csv", records)
         for name, records in (("train", train), ("validation", validation), ("test", test))
     }
-    splits = table_task("mine", TableSource.model_validate({**uris, "labels": LABELS})).splits
+    splits = TableSource.model_validate({**uris, "labels": LABELS}).task("mine").splits
     texts = {split: [example.text for example in examples] for split, examples in splits.items()}
     assert texts == {"train": ["a", "b", "c", "d"], "validation": ["v1", "v2"], "test": ["t1", "t2", "t1", "t3"]}
 
@@ -126,10 +126,10 @@ def test_the_fingerprint_is_of_everything(tmp_path: Path) -> None:
     source = TableSource(train=uri, labels=LABELS)
     same = write(tmp_path / "b.csv", RECORDS)
     changed = write(tmp_path / "c.csv", [{**RECORDS[0], "text": "changed"}, *RECORDS[1:]])
-    mark = table_task("mine", source).fingerprint
-    assert table_task("mine", source.model_copy(update={"train": same})).fingerprint == mark
+    mark = source.task("mine").fingerprint
+    assert source.model_copy(update={"train": same}).task("mine").fingerprint == mark
     others = [
-        table_task("mine", source.model_copy(update=update)).fingerprint
+        source.model_copy(update=update).task("mine").fingerprint
         for update in (
             {"train": changed},
             {"metric": "macro_f1"},
@@ -138,12 +138,12 @@ def test_the_fingerprint_is_of_everything(tmp_path: Path) -> None:
             {"templates": ("this is {}",)},
         )
     ]
-    assert len({mark, table_task("yours", source).fingerprint, *others}) == 7
+    assert len({mark, source.task("yours").fingerprint, *others}) == 7
 
 
 def test_the_fingerprint_of_texts_is_what_it_was_before_there_were_pictures(tmp_path: Path) -> None:
     uri = write(tmp_path / "a.jsonl", [{"text": f" text {i % 90} é", "label": i % 2} for i in range(100)])
-    task = table_task("mine", TableSource(train=uri, labels=LABELS))
+    task = TableSource(train=uri, labels=LABELS).task("mine")
     assert task.modality == "text"
     assert task.fingerprint == "c438da0a40cd0d704369921b7717ed2aeb3f53f34aa03d2ecf156c1fb09550f7"
 
@@ -204,7 +204,7 @@ def test_a_source_that_cannot_be_right_is_refused(change: dict[str, Any]) -> Non
 
 def test_a_column_of_captions_makes_a_retrieval_task(tmp_path: Path) -> None:
     records = [{"text": f"text {i}", "title": f" title {max(i, 3)} "} for i in range(200)]
-    task = table_task("mine", TableSource(train=write(tmp_path / "a.jsonl", records), caption="title"))
+    task = TableSource(train=write(tmp_path / "a.jsonl", records), caption="title").task("mine")
     assert task.family == "retrieval" and task.labels == task.label_texts
     assert task.labels == tuple(sorted(f"title {i}" for i in range(3, 200)))
     for examples in task.splits.values():
@@ -214,7 +214,7 @@ def test_a_column_of_captions_makes_a_retrieval_task(tmp_path: Path) -> None:
     titles = {record["title"].strip(): record["title"].strip() for record in records}
     same = write(tmp_path / "b.jsonl", [{**record, "label": record["title"].strip()} for record in records])
     with pytest.raises(PituneError, match="split has no example of class"):
-        table_task("mine", TableSource(train=same, labels=titles))
+        TableSource(train=same, labels=titles).task("mine")
 
 
 def test_faults_of_retrieval_are_one_line(tmp_path: Path) -> None:
@@ -232,15 +232,3 @@ def test_faults_of_retrieval_are_one_line(tmp_path: Path) -> None:
 
 def test_numbers_in_yaml_name_labels() -> None:
     assert TableSource.model_validate({"train": "a.csv", "labels": {0: "bad", 1: "good"}}).labels.keys() == {"0", "1"}
-
-
-def test_metrics_by_hand() -> None:
-    labels, predictions = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 0, 0]
-    f1 = (2 * 2 / (2 * 2 + 2 + 1), 2 * 1 / (2 * 1 + 1 + 1), 0.0)
-    expected = {
-        "accuracy": 3 / 6,
-        "balanced_accuracy": (2 / 3 + 1 / 2 + 0) / 3,
-        "macro_f1": sum(f1) / 3,
-        "weighted_f1": (3 * f1[0] + 2 * f1[1]) / 6,
-    }
-    assert {name: metric(labels, predictions) for name, metric in METRICS.items()} == pytest.approx(expected)

@@ -20,7 +20,7 @@ from tinymodel import MATCH, flat, make_rows, make_task
 from pitune.experts import Lora
 from pitune.tasks.pictures import Picture
 from pitune.tasks.preparing import prepare, source_of
-from pitune.tasks.tables import TableSource, table_task
+from pitune.tasks.tables import TableSource
 from pitune.training.engine import EngineSettings
 from pitune.training.loop import Alone, Member, PackTraining
 from pitune.training.recipe import Recipe
@@ -42,7 +42,7 @@ class Seat(Alone):
 def train(folder: Path, rank: int, world_size: int) -> tuple[list[tuple[int, str]], torch.Tensor]:
     """Train on the prepared task; return the step and digest of each picture decoded, and the expert's numbers."""
     source = TableSource.model_validate_json((folder / "source.json").read_text())
-    task, encoder, kind = table_task("pictures", source), open_dual(folder / "model"), Lora(rank=2, layers=2)
+    task, encoder, kind = source.task("pictures"), open_dual(folder / "model"), Lora(rank=2, layers=2)
     seat, decoded, pixels = Seat(rank, world_size), [], Picture.pixels
 
     def noting(picture: Picture) -> Any:
@@ -72,7 +72,7 @@ def folder(tmp_path: Path) -> Path:
 def check(shares: list[list[tuple[int, str]]], folder: Path) -> None:
     """Each epoch each picture is decoded once, by one worker, and each worker has its half."""
     source = TableSource.model_validate_json((folder / "source.json").read_text())
-    every = {one.picture.digest for one in table_task("pictures", source).splits["train"] if one.picture}
+    every = {one.picture.digest for one in source.task("pictures").splits["train"] if one.picture}
     steps = EXAMPLES // BATCH
     assert len(every) == EXAMPLES
     for epoch in range(EPOCHS):

@@ -44,7 +44,7 @@ from collections.abc import Callable
 
 from pitune.errors import PituneError
 from pitune.tasks.catalogue import arrays, captions, drawings, photos, questions, texts
-from pitune.tasks.tables import TableSource, table_task
+from pitune.tasks.sources import TaskSource
 from pitune.tasks.task import Task
 
 CATALOGUE: dict[str, Callable[[str], Task]] = {
@@ -60,7 +60,7 @@ KNOWN: tuple[str, ...] = tuple(CATALOGUE)
 """The names of the catalogue."""
 
 
-def load_task(name: str, source: TableSource | None = None) -> Task:
+def load_task(name: str, source: TaskSource | None = None) -> Task:
     """Return a task by its name in the catalogue, or build the one that ``source`` describes under that name.
 
     Raises:
@@ -69,9 +69,9 @@ def load_task(name: str, source: TableSource | None = None) -> Task:
     if source is None:
         if name not in CATALOGUE:
             raise PituneError(
-                f"task {name!r}: is not in the catalogue ({', '.join(KNOWN)}) and has no table of its own"
+                f"task {name!r}: is not in the catalogue ({', '.join(KNOWN)}) and has no source of its own"
             )
         return CATALOGUE[name](name)
     if name in CATALOGUE:
-        raise PituneError(f"task {name!r}: the catalogue has a task of that name; give your table another")
-    return table_task(name, source)
+        raise PituneError(f"task {name!r}: the catalogue has a task of that name; give yours another")
+    return source.task(name)

@@ -12,8 +12,8 @@ order of the files.
 as those of mnist5k. The source is a pickle, of which an array of numbers and nothing else is taken (see ``pickles``),
 and whose bytes must be the known ones.
 
-What is left after dropping duplicates by the rule of :mod:`pitune.tasks.tables`, and how many pictures that drops from
-train and validation (of them, pictures that are in test):
+What is left after dropping duplicates by the rule of :mod:`pitune.tasks.building`, and how many pictures that drops
+from train and validation (of them, pictures that are in test):
 
 =================  ======  ==========  =====  =================
 name               train   validation  test   dropped (in test)
@@ -40,9 +40,9 @@ from numpy.typing import NDArray
 
 from pitune.assets import Asset, fetch
 from pitune.errors import PituneError, reason
+from pitune.tasks.building import build_task, split_rows
 from pitune.tasks.catalogue.albums import Drawn, album_rows
 from pitune.tasks.catalogue.pickles import read_pickled_array
-from pitune.tasks.tables import build_task, split_rows
 from pitune.tasks.task import Task
 
 FASHION = "deb:dataset-fashion-mnist#usr/share/datasets/fashion-mnist"

@@ -55,11 +55,11 @@ from pathlib import Path
 
 from pitune.assets import fetch
 from pitune.errors import PituneError
+from pitune.tasks.building import build_task, split_of
 from pitune.tasks.catalogue import drawings
 from pitune.tasks.catalogue.drawings import is_aside
 from pitune.tasks.duplicates import NEAR
 from pitune.tasks.readers import Row
-from pitune.tasks.tables import build_task, split_of
 from pitune.tasks.task import SPLITS, Task
 
 SHARES = (0.5, 0.1, 0.4)

@@ -25,7 +25,7 @@ dropped too (:mod:`pitune.tasks.duplicates`). Emoji keep theirs: test is in a st
 of train are almost one of validation.
 
 The labels are of unequal size, so that the metric is ``macro_f1``. What is left after dropping duplicates by the rule
-of :mod:`pitune.tasks.tables` and near-duplicates, and how many pictures that drops from train and validation; of
+of :mod:`pitune.tasks.building` and near-duplicates, and how many pictures that drops from train and validation; of
 Debian's packages these are the counts of versions 2022.06.04-1 and 1:0.18+dfsg-19:
 
 ===========  =====  ==========  =====  =======  ================================
@@ -47,9 +47,9 @@ from typing import Any
 
 from pitune.assets import fetch
 from pitune.errors import PituneError
+from pitune.tasks.building import build_task, split_of, split_rows
 from pitune.tasks.duplicates import NEAR
 from pitune.tasks.readers import Row, whole_file
-from pitune.tasks.tables import build_task, split_of, split_rows
 from pitune.tasks.task import Task
 
 STAMPS = "deb:tuxpaint-stamps-default#usr/share/tuxpaint/stamps"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pitune.assets import fetch
 from pitune.errors import PituneError
+from pitune.tasks.building import build_task, split_rows
 from pitune.tasks.readers import Row, whole_file
-from pitune.tasks.tables import build_task, split_rows
 from pitune.tasks.task import Task
 
 CELLS = "pypi:elpv-dataset==1.0.0.post1#elpv_dataset/data"

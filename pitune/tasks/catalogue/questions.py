@@ -29,11 +29,11 @@ from typing import NamedTuple
 
 from pitune.assets import fetch
 from pitune.errors import PituneError
+from pitune.tasks.building import SHARES, build_task, split_of
 from pitune.tasks.catalogue import captions
 from pitune.tasks.catalogue.drawings import is_aside, picture_row
 from pitune.tasks.duplicates import NEAR, without_near_duplicates
 from pitune.tasks.readers import Row
-from pitune.tasks.tables import SHARES, build_task, split_of
 from pitune.tasks.task import SPLITS, Example, Task
 
 EASY = "pypi:easy-vqa==1.0#easy_vqa/data"

@@ -22,7 +22,7 @@ the key's hash: 60% train, 15% validation, 25% test. HTML entities (``&amp;``) a
 **News of the BBC** (Greene and Cunningham, ICML 2006; for research): a headline and an article. Keys are the files'
 paths, ``tech/001``; the split comes from the key's hash, as above.
 
-What is left after dropping duplicates by the rule of :mod:`pitune.tasks.tables`, and how many texts that drops from
+What is left after dropping duplicates by the rule of :mod:`pitune.tasks.building`, and how many texts that drops from
 train and validation (of them, texts that are in test):
 
 ==============  ======  ==========  =====  =================
@@ -47,8 +47,8 @@ from pathlib import Path
 
 from pitune.assets import fetch
 from pitune.errors import PituneError
+from pitune.tasks.building import build_task, split_rows
 from pitune.tasks.readers import Row
-from pitune.tasks.tables import build_task, split_rows
 from pitune.tasks.task import Task
 
 VADER = "pypi:vaderSentiment==3.3.1#additional_resources/hutto_ICWSM_2014.tar.gz#hutto_ICWSM_2014"

@@ -11,9 +11,9 @@ import pytest
 from tinypictures import picture, place
 
 from pitune.errors import PituneError
+from pitune.tasks.building import SHARES, split_of
 from pitune.tasks.catalogue import captions, drawings, load_task, questions
 from pitune.tasks.readers import Row
-from pitune.tasks.tables import SHARES, split_of
 from pitune.tasks.task import Task
 
 Serve = Callable[[str, Path], None]

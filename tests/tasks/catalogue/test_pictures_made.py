@@ -20,9 +20,9 @@ from tinypictures import RNG, picture, place
 
 from pitune.assets import derived
 from pitune.errors import PituneError
+from pitune.tasks.building import split_of
 from pitune.tasks.catalogue import albums, arrays, drawings, load_task, photos, pickles
 from pitune.tasks.catalogue.albums import Drawn, album_rows, bmp
-from pitune.tasks.tables import split_of
 from pitune.tasks.task import Task
 
 
