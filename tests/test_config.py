@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 import yaml
 from pydantic import ValidationError
+from tinystudy import CONFIGS, SHIPPED
 
 from pitune.cli import main as cli_main
 from pitune.config import StudyConfig, TargetProduct, load_bridge, load_config
@@ -72,6 +73,19 @@ def test_targets_as_a_product() -> None:
         GOOD | {"targets": {"tasks": ["movie", "nyt"], "shots": [4], "seeds": [0, 1, 2]}}
     )
     assert config.targets == tuple(f"{task}@4#{seed}" for task in ("movie", "nyt") for seed in range(3))
+
+
+def test_targets_as_several_products() -> None:
+    some = [
+        {"tasks": ["movie"], "shots": [4, 8], "seeds": [1]},
+        "nyt@full#0",
+        {"tasks": ["nyt"], "shots": [2], "seeds": [1]},
+    ]
+    config = StudyConfig.model_validate(GOOD | {"targets": some})
+    assert config.targets == ("movie@4#1", "movie@8#1", "nyt@full#0", "nyt@2#1")
+    with pytest.raises(ValidationError) as caught:
+        StudyConfig.model_validate(GOOD | {"targets": [*some, {"tasks": ["nyt"], "shots": [2], "seed": [1]}]})
+    assert wrong(caught.value).startswith("targets.seed: is no setting; there are tasks, shots")
 
 
 def test_the_matrix_is_of_the_study_where_nothing_is_said(tmp_path: Path) -> None:
@@ -306,9 +320,13 @@ def test_the_command_line_says_it_and_exits_with_2(
     assert not (tmp_path / "study").exists()
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_the_configurations_that_come_along_are_right(path: Path) -> None:
-    assert load_bridge(path).tasks if path.name.startswith("bridge") else load_config(path).targets
+    assert load_config(path).targets
+
+
+def test_the_bridge_that_comes_along_is_right() -> None:
+    assert load_bridge(CONFIGS / "bridge.yaml").tasks
 
 
 class Round(Settings):

@@ -15,13 +15,12 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tinystudy import make_study
+from tinystudy import SHIPPED, make_study
 
 from pitune.cli import main
 from pitune.config import StudyConfig, load_config
 from pitune.errors import PituneError
 
-SHIPPED = [path for path in sorted(Path(__file__).parents[1].glob("configs/*.yaml")) if path.name != "bridge.yaml"]
 TABLES = {
     "mine": {"train": "a.csv", "test": "b.csv", "key": "id", "labels": {"0": "no", "1": "yes"}, "metric": "macro_f1"},
     "theirs": {"train": "c.tsv", "text": "body", "label": "class", "labels": {"a": "one", "b": "two", "c": "three"}},

@@ -43,13 +43,15 @@ def coop(file: Path, images: str, names: Sequence[str], sizes: Mapping[str, int]
     return file
 
 
-def elevater(root: Path, entry: Mapping[str, Any], names: Sequence[str], seed: int = 0) -> None:
+def elevater(
+    root: Path, entry: Mapping[str, Any], names: Sequence[str], sizes: Mapping[str, int] = SIZES, seed: int = 0
+) -> None:
     """Write what an entry of the registry names below ``root``: indices, labelmap, zip archives of pictures."""
     folder = root / entry["root_folder"]
     folder.mkdir(parents=True, exist_ok=True)
     number = 1000 * seed
     archives: dict[str, list[tuple[str, bytes]]] = {}
-    for split, size in SIZES.items():
+    for split, size in sizes.items():
         if split in entry:
             archive = entry[split]["files_for_local_usage"][0]
             lines = []

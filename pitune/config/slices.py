@@ -67,10 +67,18 @@ def _from_tasks(value: Any) -> Any:
     return value
 
 
-def _from_product(value: Any) -> Any:
-    """Let a product stand for its slices."""
+def _from_products(value: Any) -> Any:
+    """Let a product, or each of several in a list, stand for its slices."""
+    if isinstance(value, dict):
+        return _product(value)
+    if not isinstance(value, list | tuple):
+        return value
+    return [one for held in value for one in (_product(held) if isinstance(held, dict) else (held,))]
+
+
+def _product(value: dict[Any, Any]) -> tuple[str, ...]:
     try:
-        return TargetProduct.model_validate(value).slices() if isinstance(value, dict) else value
+        return TargetProduct.model_validate(value).slices()
     except ValidationError as error:
         raise within(error) from error
 
@@ -86,8 +94,8 @@ def _are_slices(value: tuple[str, ...]) -> tuple[str, ...]:
 _Some = Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_SLICES)]
 Sources = Annotated[_Some, BeforeValidator(_from_tasks), AfterValidator(_are_slices)]
 """One or more slices, each once; a task's name stands for all of its data."""
-Targets = Annotated[_Some, BeforeValidator(_from_product), AfterValidator(_are_slices)]
-"""One or more slices, few-shot or full, each once; or a product of tasks, shots and seeds."""
+Targets = Annotated[_Some, BeforeValidator(_from_products), AfterValidator(_are_slices)]
+"""One or more slices, few-shot or full, each once; or a product of tasks, shots and seeds, or several of them."""
 
 
 class TransferSettings(Settings):

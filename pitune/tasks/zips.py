@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from pitune.assets.archives import DAMAGED
+from pitune.assets.cache import CHUNK
 from pitune.errors import PituneError, reason
 from pitune.tasks.pictures import Picture
 
@@ -66,16 +67,23 @@ class PictureZip:
         if info.compress_type not in (PLAIN, DEFLATED):
             raise PituneError(f"{where}: is neither stored nor deflated; pack it anew, as any zip tool does")
         try:
-            with self.archive.open(info) as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = self._digest(info)
             start = self._start(info)
         except (OSError, struct.error, *DAMAGED) as error:
             raise PituneError(f"{where}: cannot be read ({reason(error)})") from error
         inflated = info.file_size if info.compress_type == DEFLATED else None
         return Picture(str(self.path), digest, start, info.compress_size, inflated)
 
+    def _digest(self, info: zipfile.ZipInfo) -> str:
+        found = hashlib.sha256()
+        with self.archive.open(info) as stream:
+            while chunk := stream.read(CHUNK):
+                found.update(chunk)
+        return found.hexdigest()
+
     def _start(self, info: zipfile.ZipInfo) -> int:
         """Return where a member's bytes begin, by its own header: the directory's extra field may be another one."""
         with self.path.open("rb") as stream:
             stream.seek(info.header_offset)
-            return info.header_offset + 30 + sum(LENGTHS.unpack(stream.read(30)))
+            name, extra = LENGTHS.unpack(stream.read(LENGTHS.size))
+        return info.header_offset + LENGTHS.size + int(name) + int(extra)
