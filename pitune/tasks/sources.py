@@ -119,12 +119,14 @@ def named(names: Sequence[str], texts: Sequence[str] | None, place: Path) -> dic
         place: of the names, for errors.
 
     Raises:
-        PituneError: a class has no name, or there is another number of texts.
+        PituneError: a class has no name or an empty text, or there is another number of texts.
     """
     if not all(name.strip() for name in names):
         raise PituneError(f"{place}: class {[name.strip() for name in names].index('')} has no name; give it one")
     if texts is not None and len(texts) != len(names):
         raise PituneError(f"{place}: has {len(names)} classes, labels has {len(texts)} texts; give one for each class")
+    if texts is not None and not all(text.strip() for text in texts):
+        raise PituneError(f"{place}: labels has an empty text; describe the class in a few words")
     values = [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names)]
     return dict(zip(values, texts or [name.replace("_", " ").strip() for name in names], strict=True))
 

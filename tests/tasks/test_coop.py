@@ -67,6 +67,7 @@ def test_texts_of_ones_own(split: Path) -> None:
     assert read(split, labels=["a dog", "a cat", "another dog"]).label_texts == ("a dog", "a cat", "another dog")
     said = refusal(split, labels=["a dog", "a cat"])
     assert f"{split}: has 3 classes, labels has 2 texts; give one for each class" in said
+    assert "labels has an empty text; describe the class" in refusal(split, labels=["a dog", " ", "another dog"])
 
 
 def test_classes_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
