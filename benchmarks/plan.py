@@ -36,7 +36,7 @@ MEMORY = 2.0
 """GiB that planning may take, the interpreter and all that is imported included."""
 GROWTH = 1.5
 """How much more a slice of the largest study may cost than one of the second smallest."""
-METHODS = ("zero_shot", "single", "uniform", "nearest", "second", "joint", "pi", "full")
+METHODS = ("zero_shot", "single", "uniform", "nearest", "second", "with_nearest", "pi", "full")
 GRAPH = "graph.parquet"
 
 
@@ -135,19 +135,19 @@ def register() -> None:
             """Build an expert of the target's slice that starts from the second nearest source's."""
             return plan.expert(target, plan.neighbours(target, 2)[1].expert, f"baselines/{target}/second")
 
-    class Joint(methods.Method):
+    class WithNearest(methods.Method):
         """One expert of the target's shots and the nearest source's examples."""
 
-        name, title, note, sees = "joint", "joint", "one expert of the shots and the nearest source", "shots"
+        name, title, note, sees = "with_nearest", "with nearest", "one expert of the shots and the nearest source", "shots"
 
         def build(self, plan: Any, target: Any) -> Any:
             """Build an expert of both."""
             from pitune.tasks.task import Slice
 
             nearest = Slice.parse(plan.neighbours(target, 1)[0].slice)
-            return plan.expert(((target, 0.75), (nearest, 0.25)), None, f"baselines/{target}/joint")
+            return plan.expert(((target, 0.75), (nearest, 0.25)), None, f"baselines/{target}/with_nearest")
 
-    methods.METHODS.update({method.name: method for method in (Second(), Joint())})
+    methods.METHODS.update({method.name: method for method in (Second(), WithNearest())})
 
 
 def measure(config: Path) -> dict[str, float]:

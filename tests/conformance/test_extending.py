@@ -70,14 +70,14 @@ def test_the_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_the_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None) -> None:
     """It is a row of the results, a column of the report, and its expert saw the shots and the nearest source."""
-    method = shown("A method", "Joint", tmp_path)
+    method = shown("A method", "WithNearest", tmp_path)
     monkeypatch.setitem(METHODS, method.name, method())
     methods = ["single", method.name]
     study = Study(load_config(make_study(tmp_path, targets=["alpha@2#0"], methods=methods)))
     study.run(Silent())
-    (row,) = (row for row in study.store.table("results.parquet").to_pylist() if row["method"] == "joint")
-    assert row["prediction"] == "predictions/alpha@2#0/joint.parquet"
-    manifest = study.store.manifest("rivals/alpha@2#0/joint")
+    (row,) = (row for row in study.store.table("results.parquet").to_pylist() if row["method"] == "with_nearest")
+    assert row["prediction"] == "predictions/alpha@2#0/with_nearest.parquet"
+    manifest = study.store.manifest("rivals/alpha@2#0/with_nearest")
     assert manifest is not None
     (own, weight), (source, rest) = manifest["data"]
     assert (own, weight, rest) == ("alpha@2#0", 0.75, 0.25) and source in ("beta@full#0", "gamma@full#0")
@@ -88,15 +88,15 @@ def test_the_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session
 def test_a_method_may_be_imported_first(tmp_path: Path) -> None:
     """A file and a line, in a copy of the package: a worker that unpickles a method's stage imports methods first."""
     shutil.copytree(Path(pitune.__file__).parent, tmp_path / "pitune", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "pitune/methods/joint.py").write_text(block("A method"))
+    (tmp_path / "pitune/methods/with_nearest.py").write_text(block("A method"))
     registry = tmp_path / "pitune/methods/__init__.py"
     text = registry.read_text()
     assert "ZeroShot()," in text
     registry.write_text(
-        "from pitune.methods.joint import Joint\n" + text.replace("ZeroShot(),", "ZeroShot(), Joint(),")
+        "from pitune.methods.with_nearest import WithNearest\n" + text.replace("ZeroShot(),", "ZeroShot(), WithNearest(),")
     )
-    for first in ("pitune.methods.uniform", "pitune.methods.joint", "pitune.plan", "pitune.cli"):
-        code = f"import {first}, pitune.plan; from pitune.methods import METHODS; assert 'joint' in METHODS"
+    for first in ("pitune.methods.uniform", "pitune.methods.with_nearest", "pitune.plan", "pitune.cli"):
+        code = f"import {first}, pitune.plan; from pitune.methods import METHODS; assert 'with_nearest' in METHODS"
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 

@@ -82,11 +82,11 @@ def test_uniform_and_pi_have_the_neighbours_nearest_first_and_the_own_expert(pla
     assert "recipe" not in average.job.inputs  # nothing is tuned: no learning rate changes it
 
 
-class Joint(Method):
+class WithNearest(Method):
     """One expert of the shots and of the nearest source, scored under its own name."""
 
-    name = "joint"
-    title = "joint"
+    name = "with_nearest"
+    title = "with nearest"
     note = "one expert of the target's shots and the nearest source's data"
     sees = "shots"
 
@@ -94,7 +94,7 @@ class Joint(Method):
         nearest: Neighbour
         (nearest,) = plan.neighbours(target, 1)
         data = ((target, 0.75), (Slice.parse(nearest.slice), 0.25))
-        return plan.expert(data, artifact=f"rivals/{target}/joint", stage=self.name)
+        return plan.expert(data, artifact=f"rivals/{target}/with_nearest", stage=self.name)
 
 
 class Twin(Method):
@@ -107,16 +107,16 @@ class Twin(Method):
 
 
 def test_a_new_method_is_a_row_of_the_results(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for method in (Joint(), Twin()):
+    for method in (WithNearest(), Twin()):
         monkeypatch.setitem(METHODS, method.name, method)
-    plan = planned(folder, tmp_path / "study", "methods=[zero_shot,single,joint,twin]")
+    plan = planned(folder, tmp_path / "study", "methods=[zero_shot,single,with_nearest,twin]")
     made: Sequence[str] = make_everything(plan)
-    job: Any = plan.nodes["rivals/beta@2#1/joint"].job
+    job: Any = plan.nodes["rivals/beta@2#1/with_nearest"].job
     assert job.data == ((TARGET, 0.75), (Slice("alpha", None, 0), 0.25)) and job.name == "beta@2#1 + alpha@full#0"
     assert job.inputs["data"] == [["beta@2#1", 0.75], ["alpha@full#0", 0.25]]
     assert set(job.inputs["tasks"]) == {"alpha", "beta"} and job.inputs["validation_examples"] == 20
     rows = {(row["slice"], row["method"]): row for row in plan.store.table("results.parquet").to_pylist()}
-    assert rows["beta@2#1", "joint"]["prediction"] == "predictions/beta@2#1/joint.parquet"
+    assert rows["beta@2#1", "with_nearest"]["prediction"] == "predictions/beta@2#1/with_nearest.parquet"
     assert rows["beta@2#1", "twin"]["prediction"] == "predictions/beta@2#1/single.parquet"
     assert "predictions/beta@2#1/twin.parquet" not in made
     assert len(rows) == 2 * 4 and not wrong_scores(plan.store)
