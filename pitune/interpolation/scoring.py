@@ -70,25 +70,39 @@ def _score(materials: Materials, kind: ExpertKind, held: Sequence[tuple[ScoringJ
     """Score experts of one kind in one pass, or the backbone alone, whose expert is empty."""
     began = time.perf_counter()
     jobs, experts = [job for job, _ in held], [expert for _, expert in held if expert]
-    task = materials.task(jobs[0].task)
     said, scores = answers(materials.backbone, kind, materials.objective, experts, rows)
     seconds = (time.perf_counter() - began) / len(jobs)
-    examples = materials.test(task.name)
-    truth = [materials.objective.text(task, materials.objective.target(task, example)) for example in examples]
     for job, mine, sure in zip(jobs, said, scores.tolist(), strict=True):
-        predictions = [materials.objective.text(task, answer) for answer in mine]
-        table = [
-            {"key": example.key, "label": label, "prediction": prediction, "score": value}
-            for example, label, prediction, value in zip(examples, truth, predictions, sure, strict=True)
-        ]
-        value = METRICS[task.metric](truth, predictions, sure)
-        facts = {"metric": task.metric, "value": value, "examples": len(examples)}
-        materials.store.commit(
-            job.artifacts[0],
-            {"": table_bytes(table)},
-            job.fingerprint,
-            inputs=job.inputs,
-            expert=job.expert,
-            seconds=seconds,
-            **facts,
-        )
+        commit_predictions(materials, job, mine, sure, seconds)
+
+
+def commit_predictions(
+    materials: Materials, job: ScoringJob, said: Sequence[Any], sure: Sequence[float], seconds: float
+) -> None:
+    """Commit what was predicted of a task's test examples, and what that scores.
+
+    Args:
+        materials: the study's.
+        job: whose expert predicted.
+        said: the answer to each example.
+        sure: how sure the expert is of it.
+        seconds: what it took.
+    """
+    task, examples, text = materials.task(job.task), materials.test(job.task), materials.objective.text
+    truth = [text(task, materials.objective.target(task, example)) for example in examples]
+    predictions = [text(task, answer) for answer in said]
+    table = [
+        {"key": example.key, "label": label, "prediction": prediction, "score": value}
+        for example, label, prediction, value in zip(examples, truth, predictions, sure, strict=True)
+    ]
+    materials.store.commit(
+        job.artifacts[0],
+        {"": table_bytes(table)},
+        job.fingerprint,
+        inputs=job.inputs,
+        expert=job.expert,
+        seconds=seconds,
+        metric=task.metric,
+        value=METRICS[task.metric](truth, predictions, sure),
+        examples=len(examples),
+    )

@@ -14,7 +14,9 @@ from pitune.store.manifest import Manifest
 if TYPE_CHECKING:
     from pitune.materials import Materials
 
-OWN = frozenset({"artifact", "fingerprint", "files", "versions", "written", "inputs", "trials", "steps", "seconds"})
+OWN = frozenset(
+    {"artifact", "fingerprint", "files", "versions", "written", "inputs", "validation", "trials", "steps", "seconds"}
+)
 """What a manifest says of its artifact alone; a choice takes over the rest from the trial that it chose."""
 
 
@@ -52,17 +54,50 @@ def choose(materials: Materials, job: ChoiceJob) -> None:
         PituneError: a trial is missing, or all have failed.
     """
     began = time.perf_counter()
+    found = manifests_of(materials, job)
+    commit_best(materials, job, found, {trial: manifest["validation"] for trial, manifest in found.items()}, began)
+
+
+def manifests_of(materials: Materials, job: ChoiceJob) -> dict[str, Manifest]:
+    """Return the manifest of each trial.
+
+    Raises:
+        PituneError: one is missing.
+    """
     found: dict[str, Manifest] = {}
     for trial in job.tried:
         manifest = materials.store.manifest(trial)
         if manifest is None:
             raise PituneError(f"{materials.store.where(trial)}: is missing; run the study again")
         found[trial] = manifest
-    losses = {trial: manifest["validation"]["loss"] for trial, manifest in found.items()}
-    whole = [trial for trial in job.tried if losses[trial] is not None]
-    if not whole:
-        raise PituneError(f"all {len(losses)} trials failed; the first: {found[job.tried[0]]['error']}")
-    best = min(whole, key=lambda trial: float(losses[trial]))  # of equals the first
+    return found
+
+
+def commit_best(
+    materials: Materials,
+    job: ChoiceJob,
+    found: Mapping[str, Manifest],
+    validations: Mapping[str, Mapping[str, float | None]],
+    began: float,
+) -> None:
+    """Commit a copy of the trial with the lowest loss, of equals the first.
+
+    Args:
+        materials: the study's.
+        job: the choice.
+        found: the manifest of each trial.
+        validations: the validation ``loss`` and ``accuracy`` of each; no loss where it is no number.
+        began: when choosing began, by ``time.perf_counter``.
+
+    Raises:
+        PituneError: no loss is a number.
+    """
+    losses = {trial: validations[trial]["loss"] for trial in job.tried}
+    known = {trial: loss for trial, loss in losses.items() if loss is not None}
+    if not known:
+        first = found[job.tried[0]].get("error", "its validation loss is no number")
+        raise PituneError(f"all {len(losses)} trials failed; the first: {first}")
+    best = min(known, key=lambda trial: known[trial])
     took = spent_together(list(found.values()))
     materials.store.commit(
         job.artifacts[0],
@@ -70,6 +105,7 @@ def choose(materials: Materials, job: ChoiceJob) -> None:
         job.fingerprint,
         inputs=job.inputs,
         **{name: fact for name, fact in found[best].items() if name not in OWN},
+        validation=dict(validations[best]),
         chosen=best,
         tried=losses,
         trials=took.trials,
