@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from pitune.interpolation.settings import InterpolationSettings, SweepSettings
 from pitune.store import Job
 from pitune.tasks.task import Slice
+from pitune.training.choice import ChoiceJob
 from pitune.training.recipe import Recipe
 
 
@@ -101,3 +102,18 @@ class WeightSearchJob(_Mixing):
     tried: tuple[Mapping[str, Any], ...]
     evaluations: int
     rows: int
+
+
+@dataclass(frozen=True)
+class ProbeJob(Job):
+    """A linear probe to fit on a target's shots, by so many strengths of its penalty at most."""
+
+    slice: Slice
+    trials: int
+
+
+@dataclass(frozen=True)
+class SharedChoiceJob(ChoiceJob):
+    """A choice among experts that a target shares with others, by the target's own validation examples."""
+
+    slice: Slice

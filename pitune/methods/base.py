@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+from pitune.tasks.task import Family
 
 if TYPE_CHECKING:
     from pitune.plan.builder import Builder
@@ -26,6 +28,7 @@ class Method(ABC):
         note: what it is, in one phrase that begins small and has no full stop.
         sees: what of the target's task it may see; methods are only ranked among those that see the shots.
         similarity: what it ranks the sources by, as ``embedding.similarity`` would name it; None: by what that names.
+        families: of the tasks that it has a row for; those of other tasks have a dash in the tables.
         control: it is there to be compared with, not to be used: no rival of the others.
     """
 
@@ -34,6 +37,7 @@ class Method(ABC):
     note: ClassVar[str]
     sees: ClassVar[Sees]
     similarity: ClassVar[str | None] = None
+    families: ClassVar[tuple[Family, ...]] = get_args(Family)
     control: ClassVar[bool] = False
 
     @abstractmethod
@@ -43,3 +47,13 @@ class Method(ABC):
         Nodes that it needs are built by asking for them; what two methods ask for is built once. A method that asks for
         a target's neighbours before the graph is there is left (by an exception) and called again when it is.
         """
+
+    def score(self, plan: Builder, target: Slice, made: Node | None) -> Node:
+        """Return the node of a target's predictions on the test split: by default those of the expert that is scored.
+
+        Args:
+            plan: what nodes are made with.
+            target: the target.
+            made: what :meth:`build` returned.
+        """
+        return plan.score(self.name, target, made)

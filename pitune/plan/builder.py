@@ -270,8 +270,10 @@ class Builder:
         job = SliceJob((f"slices/{chosen}.parquet",), inputs, chosen)
         return self.add(job, "slices", "driver", make=write_slice)
 
-    def score(self, method: str, target: Slice, expert: Node | None) -> Node:
+    def score(self, method: str, target: Slice, expert: Node | None, make: Callable[[Any, Any], None] = score) -> Node:
         """Return the predictions of an expert (None: of the backbone alone) on the test split of a target's task.
+
+        ``make`` scores several of one task in one call; it is a method's own where what it made is no expert.
 
         An expert is scored once, whoever asks: its predictions lie under the slice or the task whose expert it is, or
         under the target where that is another task's, by the name of the method that asked first; a pair's by its own.
@@ -289,7 +291,7 @@ class Builder:
         job = ScoringJob((f"predictions/{_place(method, target, expert)}.parquet",), inputs, task, scored)
         needs = (expert.name,) if expert else ()
         cost = len(self.facts.materials.test(task)) / 2  # forward only
-        node = self.add(job, "predictions", "task", needs, cost, score, together=f"predictions of {task}")
+        node = self.add(job, "predictions", "task", needs, cost, make, f"predictions of {task} by {make.__name__}")
         return self._scores.setdefault((task, scored), node)
 
     def _scored_on(self, task: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -93,8 +94,7 @@ class Plan:
         for one in sorted(chosen, key=self._turn):
             self._builder.expert(one)
         graph = self._builder.graph()
-        wanted = [(method, target) for method in self.methods.values() for target in self.facts.targets]
-        self._waits = _build(self._builder, wanted, self._predictions)
+        self._waits = _build(self._builder, self._rows(), self._predictions)
         build_matrix(self._builder)
         if self.goal is not None:
             self._builder = Builder(self.facts, None, _needed(self._builder.nodes, self.goal))
@@ -106,6 +106,12 @@ class Plan:
             self.grow()
         else:
             self._methods()
+
+    def _rows(self) -> Wanted:
+        """Return every method with each target whose task is of its families."""
+        family = {target: self.facts.task(target.task).family for target in self.facts.targets}
+        rows = itertools.product(self.methods.values(), self.facts.targets)
+        return [(method, target) for method, target in rows if family[target] in method.families]
 
     def _turn(self, chosen: Slice) -> tuple[Any, ...]:
         """Return a sort key for experts: full ones come first, short texts before long ones."""
@@ -126,7 +132,8 @@ class Plan:
         predictions = dict(self._predictions)
         _build(sketch, self._waits, predictions)
         last = sketch if self._waits else self._builder
-        last.results([(t, m, predictions[m, t]) for t in self.facts.targets for m in self.methods])
+        rows = itertools.product(self.facts.targets, self.methods)
+        last.results([(t, m, predictions[m, t]) for t, m in rows if (m, t) in predictions])
         self.sketched = dict(list(sketch.nodes.items())[len(self._builder.nodes) :]) if self._waits else {}
         self._enter()
         self._count()
@@ -286,7 +293,7 @@ def _build(
         except Waits:
             waits.append((method, target))
     for method, target, expert in experts:
-        predictions[method.name, target] = builder.score(method.name, target, expert)
+        predictions[method.name, target] = method.score(builder, target, expert)
     return waits
 
 

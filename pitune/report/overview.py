@@ -10,7 +10,7 @@ from typing import Any
 from pitune.methods import METHODS, Method
 from pitune.report.differences import Difference
 from pitune.report.drawing import shots_title
-from pitune.report.scores import Average, average, same_shots
+from pitune.report.scores import Average, average, methods_of, same_shots
 from pitune.report.tables import Cell, average_cells, shots_of
 from pitune.store import Store
 
@@ -89,9 +89,10 @@ def overview(total: Average, costs: dict[str, MethodCost]) -> Overview:
     parts = {"mean": total}
     if len(shots) > 1:
         parts |= {shots_title(count): average([one for one in total.targets if one.shots == count]) for count in shots}
-    cells = {name: average_cells(part, list(total.means)) for name, part in parts.items()}
+    methods = sorted(methods_of(total.targets), key=lambda name: -total.means.get(name, -1.0))  # without a mean last
+    cells = {name: average_cells(part, methods) for name, part in parts.items()}
     groups: dict[str, list[OverviewRow]] = {RANKED: [], CONTROLS: [], OTHERS: []}
-    for place, name in sorted(enumerate(total.means), key=lambda pair: -total.means[pair[1]]):
+    for place, name in enumerate(methods):
         means = [found[place] for found in cells.values()]
         row = OverviewRow(METHODS[name], means, total.leads.get(name), costs[name])
         groups[RANKED if name in same_shots() else CONTROLS if METHODS[name].control else OTHERS].append(row)

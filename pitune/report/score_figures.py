@@ -37,7 +37,6 @@ from pitune.report.scores import (
     TargetScores,
     by_seed,
     ceiling,
-    methods_of,
     same_shots,
     title,
 )
@@ -92,7 +91,7 @@ def methods(total: Average) -> str:
     """Draw what every other method gains over the baseline: a small dot a target, a large one their mean."""
     gained = {
         name: [100 * (target.scores[name].mean - target.scores[BASELINE].mean) for target in total.targets]
-        for name in methods_of(total.targets)
+        for name in total.methods
         if name != BASELINE and BASELINE in total.means
     }
     if not gained:

@@ -13,16 +13,19 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from pitune.methods import METHODS
 from pitune.report.contents import Group, group_name, group_order, shots_order
 from pitune.report.differences import Difference, difference
 from pitune.store import Store
+from pitune.tasks.task import Family
 
 BASELINE, OURS = "single", "pi"
 """The study's question: what the second method gains over the first."""
 ALONE = "zero_shot"
 """The backbone alone, which experts of other tasks are held against where nothing of a target is seen."""
+EVERY_FAMILY = set(get_args(Family))
 FULL = "full"
 """The shots, as text, of a target that has all its task's data."""
 
@@ -117,7 +120,7 @@ class TargetScores:
 
 @dataclass(frozen=True)
 class Average:
-    """Averages over targets: all that have every method which any target has.
+    """Averages over targets: all that have every method which any target has, and which every target may have.
 
     Attributes:
         targets: those averaged.
@@ -128,10 +131,15 @@ class Average:
     left_out: int = 0
 
     @functools.cached_property
+    def methods(self) -> list[str]:
+        """The methods that all of the targets have, and that have a mean therefore."""
+        return [name for name in methods_of(self.targets) if all(name in target.scores for target in self.targets)]
+
+    @functools.cached_property
     def scores(self) -> Scores:
         """Each method's mean over targets, seed by seed; seeds that every target has."""
         found = {}
-        for method in methods_of(self.targets):
+        for method in self.methods:
             of = [target.scores[method].values for target in self.targets]
             seeds = sorted(set.intersection(*(set(values) for values in of)))
             if seeds:
@@ -142,8 +150,7 @@ class Average:
     def means(self) -> dict[str, float]:
         """Each method's mean over targets of the means over their seeds."""
         return {
-            method: statistics.fmean(target.scores[method].mean for target in self.targets)
-            for method in methods_of(self.targets)
+            method: statistics.fmean(target.scores[method].mean for target in self.targets) for method in self.methods
         }
 
     @functools.cached_property
@@ -204,8 +211,8 @@ class Average:
 
 
 def average(targets: Sequence[TargetScores]) -> Average:
-    """Average over those of ``targets`` that have every method."""
-    methods = methods_of(targets)
+    """Average over those of ``targets`` that have every method, but for what tasks of some family never have."""
+    methods = [name for name in methods_of(targets) if set(METHODS[name].families) == EVERY_FAMILY]
     whole = [target for target in targets if all(method in target.scores for method in methods)]
     return Average(whole, len(targets) - len(whole))
 

@@ -22,6 +22,7 @@ from pitune.report.scores import (
     TargetScores,
     compare,
     compare_tasks,
+    methods_of,
     same_shots,
     seed_counts,
     title,
@@ -119,6 +120,10 @@ def shortfalls(total: Average, targets: list[TargetScores]) -> list[str]:
         found.append("One seed only: nothing is known of the spread.")
     if total.left_out:
         found.append(f"{plural(total.left_out, 'target')} of {len(targets)} lack a method and are not in the averages.")
+    for name in methods_of(total.targets):
+        if name not in total.means:
+            some = sum(name in target.scores for target in total.targets)
+            found.append(f"{title(name)} is of {some} of the {len(total.targets)} targets only, and has no average.")
     return found
 
 
