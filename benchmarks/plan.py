@@ -138,7 +138,8 @@ def register() -> None:
     class WithNearest(methods.Method):
         """One expert of the target's shots and the nearest source's examples."""
 
-        name, title, note, sees = "with_nearest", "with nearest", "one expert of the shots and the nearest source", "shots"
+        name, title, sees = "with_nearest", "with nearest", "shots"
+        note = "one expert of the shots and the nearest source"
 
         def build(self, plan: Any, target: Any) -> Any:
             """Build an expert of both."""

@@ -21,7 +21,7 @@ from pitune.runtime.settings import RuntimeSettings
 from pitune.settings import OneOf, Settings
 from pitune.tasks.task import Slice
 from pitune.training.recipe import Recipe
-from pitune.training.settings import MultitaskSettings, TrainingSettings
+from pitune.training.settings import JointSettings, MultitaskSettings, TrainingSettings
 
 
 class StudyConfig(Settings):
@@ -47,6 +47,7 @@ class StudyConfig(Settings):
     embedding: EmbeddingSettings = EmbeddingSettings()
     interpolation: InterpolationSettings = InterpolationSettings()
     sweep: SweepSettings = SweepSettings()
+    joint: JointSettings = JointSettings()
     multitask: MultitaskSettings = MultitaskSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 
@@ -88,6 +89,9 @@ class StudyConfig(Settings):
             for found in slices:
                 if found.task not in self.tasks:
                     raise ValueError(f"{field}: found {found}; tasks has {', '.join(self.tasks)}")
+        for task in (one for group in self.joint.groups or () for one in group):
+            if task not in self.tasks:
+                raise ValueError(f"joint.groups: found {task}; tasks has {', '.join(self.tasks)}")
         known = set(self.sources)
         for source in self.transfer.sources if self.transfer else ():
             if source not in known:

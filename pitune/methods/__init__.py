@@ -9,6 +9,7 @@ from pitune.methods.dare_ties import DareTies
 from pitune.methods.fine_tuning import FineTuning
 from pitune.methods.full import Full
 from pitune.methods.fusion import Fusion
+from pitune.methods.joint import Joint
 from pitune.methods.linear_probe import LinearProbe
 from pitune.methods.lorahub import LoraHub
 from pitune.methods.multitask import Multitask
@@ -36,6 +37,7 @@ METHODS: dict[str, Method] = {
         ZeroShotSimilarity(),
         LinearProbe(),
         Single(),
+        Joint(),
         Multitask(),
         Uniform(),
         AverageAll(),

@@ -33,6 +33,7 @@ class Facts:
         """The slices of the task graph: sources and targets, those of the transfer matrix included."""
         self._dumped: dict[int, dict[str, Any]] = {}
         self._at_rates: dict[tuple[int, float], Recipe] = {}  # by the recipe's id
+        self._longer: dict[tuple[int, int], Recipe] = {}
         self._lengths: dict[str, int] = {}
         self._sources_of = Counter(source.task for source in self.sources)
         self._drawable: set[tuple[str, int | None]] = set()
@@ -78,6 +79,15 @@ class Facts:
             rate = min(recipe.learning_rate * share, sys.float_info.max)  # no infinity: JSON has none
             self._at_rates[key] = recipe.model_copy(update={"learning_rate": rate})
         return self._at_rates[key]
+
+    def longer(self, recipe: Recipe, times: int) -> Recipe:
+        """Return a recipe of the configuration's so many times as long, with as many validations; the same object."""
+        key = id(recipe), times
+        if key not in self._longer:
+            every = recipe.validate_every and recipe.validate_every * times
+            changes = {"steps": recipe.steps * times, "validate_every": every}
+            self._longer[key] = recipe.model_copy(update=changes)
+        return self._longer[key]
 
     def dump(self, settings: Settings) -> dict[str, Any]:
         """Return a section of the configuration as JSON values; the same section gives the same object."""

@@ -1,14 +1,15 @@
-"""How experts are trained: the sections ``training`` and ``multitask`` of a study."""
+"""How experts are trained: the sections ``training``, ``joint`` and ``multitask`` of a study."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pitune.backbones import Precision
-from pitune.settings import Settings, at
+from pitune.settings import Settings, at, shown
 from pitune.tasks.task import Slice
 from pitune.training.recipe import Recipe
 
@@ -52,6 +53,24 @@ class MultitaskSettings(Settings):
         power = {"size": 1.0, "temperature": 1 / self.temperature, "uniform": 0.0}[self.mixing]
         weights = [(size / max(sizes)) ** power for size in sizes]  # of the largest: no power of it is too large
         return [weight / sum(weights) for weight in weights]
+
+
+class JointSettings(Settings):
+    """Which targets share an expert."""
+
+    groups: tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...] | None = Field(
+        None,
+        description="tasks whose targets share one, group by group, a task in no group is one of its own; "
+        "null: groups are proposed by the task graph and chosen on validation data",
+    )
+
+    @field_validator("groups")
+    @classmethod
+    def _are_apart(cls, groups: tuple[tuple[str, ...], ...] | None) -> tuple[tuple[str, ...], ...] | None:
+        for task, count in Counter(task for group in groups or () for task in group).items():
+            if count > 1:
+                raise ValueError(f"{shown(task)} is there twice; a task is in one group at most")
+        return groups
 
 
 class BridgeTraining(Settings):

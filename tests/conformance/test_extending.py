@@ -92,9 +92,8 @@ def test_a_method_may_be_imported_first(tmp_path: Path) -> None:
     registry = tmp_path / "pitune/methods/__init__.py"
     text = registry.read_text()
     assert "ZeroShot()," in text
-    registry.write_text(
-        "from pitune.methods.with_nearest import WithNearest\n" + text.replace("ZeroShot(),", "ZeroShot(), WithNearest(),")
-    )
+    registered = text.replace("ZeroShot(),", "ZeroShot(), WithNearest(),")
+    registry.write_text("from pitune.methods.with_nearest import WithNearest\n" + registered)
     for first in ("pitune.methods.uniform", "pitune.methods.with_nearest", "pitune.plan", "pitune.cli"):
         code = f"import {first}, pitune.plan; from pitune.methods import METHODS; assert 'with_nearest' in METHODS"
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
