@@ -15,9 +15,7 @@ from tinystudy import CONFIGS
 
 from pitune.config import StudyConfig
 from pitune.config.reading import read
-from pitune.experts import KINDS
 from pitune.plan import Plan
-from pitune.settings import OneOf
 
 SIZES = {"train": 27, "val": 1, "test": 1}
 """Pictures of each class: 20 shots and 4 to validate on, and a tenth is held out where there is no ``val``."""
@@ -36,11 +34,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def settings(name: str, model: Path, study: Path) -> dict[str, Any]:
-    """Return what a configuration holds, for the tiny model; with a kind of expert that there is."""
-    values = read(CONFIGS / name, [f"backbone.uri={model}", f"study={study}"])
-    if values["expert"]["kind"] not in OneOf(KINDS).members:
-        values["expert"] = {"kind": "lora"}
-    return values
+    """Return what a configuration holds, for the tiny model."""
+    return read(CONFIGS / name, [f"backbone.uri={model}", f"study={study}"])
 
 
 def planned(values: dict[str, Any]) -> Plan:
