@@ -141,7 +141,7 @@ def main() -> None:
         rows = Rows(backbone, OBJECTIVE, [(source, source.splits["train"], 1.0)])
         for what, ways, repeats in (
             (f"a step of a text prompt, {BATCH} pictures", steps(backbone, rows), 3),
-            (f"a column of {SOURCES} pairs, {STEPS} steps", column(backbone, rows), 3),
+            (f"a column of {SOURCES} pairs, {STEPS} steps", column(backbone, rows), 1),
             (f"class features of {CLASSES} names", lengths(backbone, source), 5),
         ):
             seconds = side_by_side(ways, repeats)
