@@ -1,4 +1,4 @@
-"""What the tests of the catalogue's pictures draw, and where a key's hash lies."""
+"""What tests draw: pictures of noise, pictures of colours; and where a key's hash lies."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 RNG = np.random.default_rng(0)
+COLOURS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}
 
 
 def picture(path: Path, width: int = 9, height: int = 9) -> Path:
@@ -16,6 +17,17 @@ def picture(path: Path, width: int = 9, height: int = 9) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(RNG.integers(0, 256, (height, width, 3), np.uint8)).save(path, path.suffix[1:].upper())
     return path
+
+
+def colours(folder: Path, side: int) -> dict[str, object]:
+    """Write three folders of noisy pictures, each of another colour; return the task that they are, as YAML has it."""
+    generator = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(24):
+            pixels = np.clip(generator.normal(colour, 40, (side, side, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return {"train": str(folder), "labels": {name: f"w5{index}" for index, name in enumerate(COLOURS)}}
 
 
 def place(key: str) -> float:

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 PICTURE_TOKENS = 17
 """A picture's, about: a grid of 4 x 4, and one of the whole."""
-PICTURES_AT_ONCE = 32
-"""Pictures in a batch of the vision encoder's."""
 
 
 class Encoders(Settings):
@@ -156,22 +154,13 @@ class BridgeBackbone(TextBackbone):
 
     def pictures(self, pictures: Sequence[Picture]) -> Tensor:
         """Return pictures' features, (pictures, tokens, width), kept on the disk or computed; in half precision."""
-        keys = [bytes.fromhex(picture.digest) for picture in pictures]
-        found = self.features.get(list(dict.fromkeys(keys)))
-        missing = {key: one for key, one in zip(keys, pictures, strict=True) if key not in found}
-        todo = list(missing.items())
-        for start in range(0, len(todo), PICTURES_AT_ONCE):
-            part = dict(todo[start : start + PICTURES_AT_ONCE])
-            new = dict(zip(part, self._look(list(part.values())), strict=True))
-            self.features.put(new)
-            found |= new
-        return torch.stack([found[key] for key in keys])
+        return self.features.of(pictures, self._look)
 
     def _look(self, pictures: Sequence[Picture]) -> Tensor:
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
             pixels = torch.stack(list(threads.map(lambda picture: self.vision.prepare(picture.pixels()), pictures)))
         features: Tensor = self.vision(pixels.to(self.device), self.shape.grid)
-        return features.half().float().cpu()
+        return features
 
     def _seen(self, row: Encoded, picture: Picture | None) -> Encoded:
         """Put a picture's place behind the first token."""

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +20,17 @@ from torch import Tensor
 
 from pitune.assets import cache_folder
 
+if TYPE_CHECKING:
+    from pitune.tasks.pictures import Picture
+
 MOST_BYTES = 8 << 30
 """Of one file, about."""
 WAIT_SECONDS = 60.0
 """For another process that writes."""
 AT_ONCE = 500
 """Keys in one question; SQLite's own limit is higher."""
+PICTURES_AT_ONCE = 32
+"""Pictures that an encoder looks at together."""
 CHECK_BYTES = 8
 """Of a row's checksum, before its numbers."""
 Found = TypeVar("Found")
@@ -43,6 +48,24 @@ class Features:
     def __init__(self, encoder: str, shape: tuple[int, ...], most: int = MOST_BYTES) -> None:
         self.file = cache_folder() / "features" / f"{encoder}.sqlite"
         self.shape, self.most = shape, most
+
+    def of(self, pictures: Sequence[Picture], look: Callable[[Sequence[Picture]], Tensor]) -> Tensor:
+        """Return pictures' features, (pictures, ``shape``), float32 numbers of half precision.
+
+        Args:
+            pictures: one or more.
+            look: makes the features of those that are not there, (some pictures, ``shape``); they are kept.
+        """
+        keys = [bytes.fromhex(picture.digest) for picture in pictures]
+        found = self.get(list(dict.fromkeys(keys)))
+        missing = {key: one for key, one in zip(keys, pictures, strict=True) if key not in found}
+        todo = list(missing.items())
+        for start in range(0, len(todo), PICTURES_AT_ONCE):
+            part = dict(todo[start : start + PICTURES_AT_ONCE])
+            new = dict(zip(part, look(list(part.values())).half().float().cpu(), strict=True))
+            self.put(new)
+            found |= new
+        return torch.stack([found[key] for key in keys])
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Tensor]:
         """Return those that are there, (``shape``), float32."""

@@ -73,12 +73,17 @@ class JointSettings(Settings):
         return groups
 
 
-class BridgeTraining(Settings):
-    """How a projector is trained between a vision encoder and a text encoder."""
+class PairTraining(Settings):
+    """How something small is learnt from pictures and their captions."""
 
-    grid: int = Field(4, ge=1, le=16, description="cells a side that a picture is cut into, each a token")
-    hidden: int = Field(1024, ge=1, le=65536, description="the width between the projector's two layers")
     epochs: int = Field(20, ge=1, description="passes over the pairs; the best one on validation pairs is kept")
     batch_size: int = Field(64, ge=1)
     learning_rate: float = Field(1e-3, gt=0, description="at the start; it falls to zero along a cosine")
     dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class BridgeTraining(PairTraining):
+    """How a projector is trained between a vision encoder and a text encoder."""
+
+    grid: int = Field(4, ge=1, le=16, description="cells a side that a picture is cut into, each a token")
+    hidden: int = Field(1024, ge=1, le=65536, description="the width between the projector's two layers")

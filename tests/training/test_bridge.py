@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 from safetensors.torch import load_file
 from tinybridge import SIDE, save_vision
 from tinymodel import save_encoder
+from tinypictures import colours
 
 from pitune.backbones.projector import read_projector
 from pitune.config import BridgeConfig, load_bridge
@@ -20,28 +20,20 @@ from pitune.errors import PituneError
 from pitune.progress import Stage
 from pitune.store import Store
 from pitune.tasks.catalogue import load_task
-from pitune.training.bridge import CHECKPOINT, PROJECTOR, make_projector, recalls
-
-COLOURS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}
+from pitune.training.bridge import PROJECTOR, make_projector
+from pitune.training.contrastive import CHECKPOINT
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write three folders of noisy pictures, each of another colour, and the YAML of a bridge between tiny encoders."""
+    """Write pictures of colours, and the YAML of a bridge between tiny encoders."""
     folder = tmp_path_factory.mktemp("bridge")
-    generator = np.random.default_rng(0)
-    for name, colour in COLOURS.items():
-        (folder / "pictures" / name).mkdir(parents=True)
-        for number in range(24):
-            pixels = np.clip(generator.normal(colour, 40, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / "pictures" / name / f"{number}.png")
-    labels = {name: f"w5{index}" for index, name in enumerate(COLOURS)}
     settings = {
         "to": str(folder / "made"),
         "uri": str(save_encoder(folder / "text", "bert")),
         "vision": str(save_vision(folder / "vision")),
         "max_tokens": 24,
-        "tasks": {"colours": {"train": str(folder / "pictures"), "labels": labels}},
+        "tasks": {"colours": colours(folder / "pictures", SIDE)},
         "training": {"grid": 2, "hidden": 32, "epochs": 8, "batch_size": 8, "learning_rate": 5e-3},
     }
     (folder / "bridge.yaml").write_text(yaml.safe_dump(settings))
@@ -119,18 +111,5 @@ def test_texts_are_no_pictures(config: Path, tmp_path: Path) -> None:
     table.write_text("\n".join(f'{{"text": "w{row} w{row % 3}", "label": "{"ab"[row % 2]}"}}' for row in range(40)))
     source = {"train": str(table), "labels": {"a": "w1", "b": "w2"}}
     settings = BridgeConfig.model_validate({**load_bridge(config).model_dump(), "tasks": {"words": source}})
-    with pytest.raises(PituneError, match="task words: its examples are text; a bridge is trained on pictures"):
+    with pytest.raises(PituneError, match="task words: its examples are text; a projector is trained on pictures"):
         make(settings, tmp_path / "made")
-
-
-def test_recalls_are_what_a_loop_says() -> None:
-    logits = torch.tensor(np.random.default_rng(0).integers(0, 6, (40, 12)), dtype=torch.float32)
-    right = torch.tensor(np.random.default_rng(1).integers(0, 12, 40))
-    found = recalls(logits, right)
-    for most in (1, 5, 10):
-        hits = 0
-        for row, index in zip(logits.tolist(), right.tolist(), strict=True):
-            before = sum(value > row[index] for value in row)
-            ties = sum(value == row[index] for value in row) - 1
-            hits += before + ties / 2 < most
-        assert found[f"recall@{most}"] == pytest.approx(hits / 40)
