@@ -1,4 +1,4 @@
-"""The command line: ``pitune plan | run | transfer | bridge | …``. Thin: one function a command."""
+"""The command line: ``pitune plan | run | transfer | bridge | align | …``. Thin: one function a command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pitune.signals import stoppable
 if TYPE_CHECKING:
     from pitune.config import StudyConfig
     from pitune.plan import Item, Plan
-    from pitune.store import Catalogue, Store
+    from pitune.store import Catalogue, Manifest, Store
 
 HELP = "Transfer-learning studies: an expert per task, the task graph, interpolated experts for few-shot targets."
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=HELP)
@@ -28,6 +28,7 @@ out, err = Console(), Console(stderr=True)
 
 Config = Annotated[Path, typer.Argument(help="the study's YAML, such as configs/quickstart.yaml")]
 BridgeFile = Annotated[Path, typer.Argument(help="the bridge's YAML, such as configs/bridge.yaml")]
+AlignFile = Annotated[Path, typer.Argument(help="the dual encoder's YAML, such as configs/align.yaml")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="take this setting instead of the file's")
 ]
@@ -92,14 +93,27 @@ def bridge(config: BridgeFile, set_: Set = None) -> None:
     tasks = [load_task(name, source) for name, source in settings.tasks.items()]
     with shown(err) as progress:
         made = make_projector(Store(settings.to), settings.backbone, tasks, settings.training, progress.show)
-    table = Table("task", "captions", "split", "recall@1", "@5", "@10", box=None)
-    for task, found in made["retrieval"].items():
-        for split in ("validation", "test"):
-            table.add_row(
-                task, str(found["captions"]), split, *(f"{100 * share:.1f}" for share in found[split].values())
-            )
-    out.print(table)
+    _print_retrieval(made)
     out.print(f"projector: {settings.backbone.projector}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def align(config: AlignFile, set_: Set = None) -> None:
+    """Make a dual encoder of a vision model and a text model. Stop it at any time and run it again, as run."""
+    from pitune.config import load_align
+
+    settings = load_align(config, set_ or [])
+
+    from pitune.progress import shown
+    from pitune.store import Store
+    from pitune.tasks.catalogue import load_task
+    from pitune.training.align import DUAL, MODEL, make_dual
+
+    tasks = [load_task(name, source) for name, source in settings.tasks.items()]
+    with shown(err) as progress:
+        made = make_dual(Store(settings.to), settings.vision, settings.text, tasks, settings.training, progress.show)
+    _print_retrieval(made)
+    out.print(f"dual encoder: {settings.to}/{DUAL}/{MODEL}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -228,6 +242,17 @@ def _print_results(store: Store) -> None:
     out.print(markdown(store), markup=False, highlight=False, soft_wrap=True)
     if store.manifest("report.html"):
         out.print(f"report: {store.root}/report.html", soft_wrap=True, highlight=False)
+
+
+def _print_retrieval(made: Manifest) -> None:
+    """Print how often the right caption was found, by task and split."""
+    table = Table("task", "captions", "split", "recall@1", "@5", "@10", box=None)
+    for task, found in made["retrieval"].items():
+        for split in ("validation", "test"):
+            table.add_row(
+                task, str(found["captions"]), split, *(f"{100 * share:.1f}" for share in found[split].values())
+            )
+    out.print(table)
 
 
 def _cost(rows: float) -> str:

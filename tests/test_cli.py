@@ -124,3 +124,12 @@ def test_a_bridge_names_what_is_wrong_with_its_configuration(tmp_path: Path, run
     assert code == 2 and f"pitune: {config}: tasks: found 'no_such_task'; the catalogue has movie" in said
     config.write_text("to: made\nuri: text\ntasks: [stamps]\n")
     assert "vision: is missing" in run("bridge", str(config))[2]
+
+
+def test_a_dual_encoder_names_what_is_wrong_with_its_configuration(tmp_path: Path, run: Run) -> None:
+    config = tmp_path / "align.yaml"
+    config.write_text("to: made\ntext: text\nvision: vit\ntasks: [stamps]\ntraining: {epochs: 0}\n")
+    code, _, said = run("align", str(config))
+    assert code == 2 and f"pitune: {config}: training.epochs: found 0; input should be greater than" in said
+    config.write_text("to: made\nvision: vit\ntasks: [stamps]\n")
+    assert "text: is missing" in run("align", str(config))[2]

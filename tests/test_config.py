@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tinystudy import CONFIGS, SHIPPED
 
 from pitune.cli import main as cli_main
-from pitune.config import StudyConfig, TargetProduct, load_bridge, load_config
+from pitune.config import StudyConfig, TargetProduct, load_align, load_bridge, load_config
 from pitune.errors import PituneError
 from pitune.settings import OneOf, Settings, wrong
 from pitune.tasks.task import Slice
@@ -325,8 +325,9 @@ def test_the_configurations_that_come_along_are_right(path: Path) -> None:
     assert load_config(path).targets
 
 
-def test_the_bridge_that_comes_along_is_right() -> None:
+def test_the_encoders_that_come_along_are_right() -> None:
     assert load_bridge(CONFIGS / "bridge.yaml").tasks
+    assert load_align(CONFIGS / "align.yaml").tasks
 
 
 class Round(Settings):

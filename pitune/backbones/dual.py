@@ -55,6 +55,9 @@ class DualBackbone(Backbone):
         settings: the texts' length.
         precision: of the frozen matrices.
 
+    Attributes:
+        side: the pixels a side that pictures are brought to.
+
     Raises:
         PituneError: the folder holds no dual encoder that transformers can read without running code from it.
     """
@@ -80,9 +83,9 @@ class DualBackbone(Backbone):
         self._fills = config.model_type == "siglip"
         longest = int(config.text_config.max_position_embeddings)
         self._most = longest if self._fills else min(settings.max_tokens, longest)
-        self._side = int(config.vision_config.image_size)
-        self._patches = (self._side // int(config.vision_config.patch_size)) ** 2 + 1
         try:
+            self.side = _side(processor)
+            self._patches = (self.side // int(config.vision_config.patch_size)) ** 2 + 1
             self.try_out(self.encode_texts(["a text"])[0])
             self.try_out(Encoded(IMAGE, None, self._patches, b""))
         except Exception as error:
@@ -90,12 +93,12 @@ class DualBackbone(Backbone):
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Return each example's picture, not decoded."""
-        pictures = [example.picture for example in examples]
-        return [
-            Encoded(IMAGE, picture, self._patches, bytes.fromhex(picture.digest))
-            for picture in pictures
-            if picture is not None  # a task of pictures has one in every example
-        ]
+        # A task of pictures has one in every example.
+        return self.encode_pictures([example.picture for example in examples if example.picture is not None])
+
+    def encode_pictures(self, pictures: Sequence[Picture]) -> list[Encoded]:
+        """Return pictures, not decoded."""
+        return [Encoded(IMAGE, picture, self._patches, bytes.fromhex(picture.digest)) for picture in pictures]
 
     def encode_texts(self, texts: Sequence[str]) -> list[Encoded]:
         """Return each text's token ids, cut to ``max_tokens``."""
@@ -116,7 +119,7 @@ class DualBackbone(Backbone):
         """Give blank pictures: the layers above the trunk do not look at them."""
         if rows[0].tower == TEXT:
             return self._padded(rows)
-        return {"pixel_values": torch.zeros(len(rows), 3, self._side, self._side)}
+        return {"pixel_values": torch.zeros(len(rows), 3, self.side, self.side)}
 
     def embed(self, inputs: Inputs) -> Tensor:
         """Run a tower and its projection."""
@@ -132,9 +135,19 @@ class DualBackbone(Backbone):
     def _pixels(self, picture: Picture | None) -> Tensor:
         """Return a picture as the image processor gives it, (3, side, side); None: a blank one."""
         if picture is None:
-            return torch.zeros(3, self._side, self._side)
+            return torch.zeros(3, self.side, self.side)
         pixels: Tensor = self.processor(images=picture.pixels(), return_tensors="pt")["pixel_values"][0]
         return pixels
+
+
+def _side(processor: Any) -> int:
+    """Return the pixels a side that pictures are brought to; some models (DINOv2) were made for others."""
+    from PIL import Image as pillow
+
+    _, height, side = processor(images=pillow.new("RGB", (64, 48)), return_tensors="pt")["pixel_values"][0].shape
+    if height != side:
+        raise ValueError(f"its processor makes {side} x {height} pixels of 64 x 48; one that makes a square is needed")
+    return int(side)
 
 
 def _towers(model: Any, uri: str) -> list[Tower]:

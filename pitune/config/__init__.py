@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from pitune.config.align import AlignConfig
 from pitune.config.bridge import BridgeConfig
 from pitune.config.reading import read
 from pitune.config.slices import TargetProduct, TransferSettings
@@ -15,7 +16,16 @@ from pitune.config.study import StudyConfig
 from pitune.errors import PituneError
 from pitune.settings import Settings, wrong
 
-__all__ = ["BridgeConfig", "StudyConfig", "TargetProduct", "TransferSettings", "load_bridge", "load_config"]
+__all__ = [
+    "AlignConfig",
+    "BridgeConfig",
+    "StudyConfig",
+    "TargetProduct",
+    "TransferSettings",
+    "load_align",
+    "load_bridge",
+    "load_config",
+]
 
 Kind = TypeVar("Kind", bound=Settings)
 
@@ -37,6 +47,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
 def load_bridge(path: str | Path, overrides: Sequence[str] = ()) -> BridgeConfig:
     """Read what ``pitune bridge`` trains a projector from, as :func:`load_config` reads a study."""
     return _load(BridgeConfig, path, overrides)
+
+
+def load_align(path: str | Path, overrides: Sequence[str] = ()) -> AlignConfig:
+    """Read what ``pitune align`` makes a dual encoder from, as :func:`load_config` reads a study."""
+    return _load(AlignConfig, path, overrides)
 
 
 def _load(kind: type[Kind], path: str | Path, overrides: Sequence[str]) -> Kind:

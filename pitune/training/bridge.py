@@ -43,10 +43,10 @@ def make_projector(
         "settings": settings.as_text.model_dump(mode="json", exclude={"uri"}),
     }
 
-    def begin() -> Learner:
+    def open_learner() -> Learner:
         return _Bridging(untrained(settings, how.grid, how.hidden, how.dropout))
 
-    return learn(store, PROJECTOR, inputs, begin, tasks, how, tell)
+    return learn(store, PROJECTOR, inputs, open_learner, tasks, how, tell)
 
 
 class _Bridging(Learner):

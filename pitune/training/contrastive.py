@@ -54,6 +54,9 @@ class Learner(ABC):
     def captions(self, texts: Sequence[str]) -> Tensor:
         """Return what the frozen text encoder makes of captions: (captions, width)."""
 
+    def begin(self, pictures: Sequence[Encoded], captions: Tensor) -> None:  # noqa: B027 - most have nothing to do
+        """See all training pictures and captions (captions, width), before anything is learnt."""
+
     @abstractmethod
     def cosines(self, pictures: Sequence[Encoded], captions: Tensor) -> Tensor:
         """Return the cosines of pictures with captions, as :meth:`captions` gave them: (pictures, captions)."""
@@ -67,7 +70,7 @@ def learn(
     store: Store,
     artifact: str,
     inputs: Mapping[str, Any],
-    begin: Callable[[], Learner],
+    open_learner: Callable[[], Learner],
     tasks: Sequence[Task],
     how: PairTraining,
     tell: Tell,
@@ -78,7 +81,7 @@ def learn(
         store: where the artifact goes, and after each epoch a checkpoint.
         artifact: its name.
         inputs: what else it is made from, for its fingerprint.
-        begin: makes the learner; random numbers are seeded.
+        open_learner: makes the learner; random numbers are seeded.
         tasks: whose training pictures are the examples and whose labels' texts their captions.
         how: it learns.
         tell: is told how far it is.
@@ -87,7 +90,7 @@ def learn(
         The artifact's manifest, with the retrieval figures of validation and test pictures in ``retrieval``.
 
     Raises:
-        PituneError: a task is not of pictures alone, the loss is not a number, and whatever ``begin`` raises.
+        PituneError: a task is not of pictures alone, the loss is not a number, and whatever ``open_learner`` raises.
     """
     for task in tasks:
         if task.modality != "image":
@@ -102,7 +105,7 @@ def learn(
     with store.lock():
         if not store.is_current(artifact, fingerprint_of(said)):
             torch.manual_seed(0)
-            _Training(begin(), tasks, how, tell).run(store, artifact, said)
+            _Training(open_learner(), tasks, how, tell).run(store, artifact, said)
     found = store.manifest(artifact)
     assert found is not None
     return found
@@ -137,6 +140,7 @@ class _Training:
         fingerprint = fingerprint_of(inputs)
         self._look()
         pairs, held_out = self._training_pairs(), [self._pairs_of(task, "validation") for task in self.tasks]
+        self.learner.begin(pairs.rows, pairs.captions)
         self._resume(store, fingerprint)
         for epoch in range(len(self.scores) - 1, self.how.epochs):
             self._tell_epoch(epoch)

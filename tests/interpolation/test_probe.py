@@ -97,7 +97,9 @@ def test_it_is_what_scikit_learn_makes_of_embeddings_by_hand(
     np.testing.assert_allclose(table["score"], likely.max(1), atol=1e-3)
     told = materials.store.manifest(scoring.artifacts[0])
     assert told is not None and (told["metric"], told["examples"]) == ("accuracy", len(examples))
-    assert told["value"] == METRICS["accuracy"](table["label"], table["prediction"], table["score"]) > 1 / len(task.labels)
+    assert (
+        told["value"] == METRICS["accuracy"](table["label"], table["prediction"], table["score"]) > 1 / len(task.labels)
+    )
     assert told["expert"] == f"baselines/{target}/probe"
 
 
