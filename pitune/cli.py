@@ -157,6 +157,40 @@ def verify(config: Config, set_: Set = None) -> None:
     out.print(f"{store.root}: {len(found)} artifacts, {files} files, all as their manifests say", soft_wrap=True)
 
 
+@app.command()
+def export(
+    config: Config,
+    target: Annotated[str, typer.Argument(help="whose expert, such as movie@16#0")],
+    to: Annotated[Path, typer.Option(help="the folder that gets the expert and its model card")],
+    method: Annotated[str | None, typer.Option(help="the row of the result table; by default pi")] = None,
+    license_: Annotated[
+        str, typer.Option("--license", help="what the card says; an identifier of the Hub's")
+    ] = "other",
+    set_: Set = None,
+) -> None:
+    """Write a target's merged expert into a folder of its own, with a model card, to be given away."""
+    settings = _read(config, set_)
+    store, _ = _made(config, set_)
+
+    from pitune import sharing
+    from pitune.methods.pi import Pi
+
+    sharing.export(store, settings.targets, target, method or Pi.name, to, license_)
+    out.print(f"{to}: read README.md, then pitune push {to} OWNER/NAME", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="what pitune export wrote")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="of the Hub; made if it is not there")],
+    private: Annotated[bool, typer.Option("--private", help="for you and your organisation alone")] = False,
+) -> None:
+    """Upload an exported expert to the Hugging Face Hub, or to the one that HF_ENDPOINT names."""
+    from pitune import sharing
+
+    out.print(sharing.push(folder, repository, private), soft_wrap=True, highlight=False)
+
+
 @data.command()
 def prepare(
     config: Config,

@@ -42,6 +42,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         (["plan", "study.yaml", "more"], "unexpected extra argument"),
         (["plan", "nothing.yaml"], "nothing.yaml: no such file"),
         (["verify", "nothing.yaml"], "nothing.yaml: no such file"),
+        (["export", "nothing.yaml", "movie@16#0"], "Missing option '--to'"),
+        (["export", "nothing.yaml", "movie@16#0", "--to", "x"], "nothing.yaml: no such file"),
+        (["push", "nothing", "owner/name"], "nothing: is not an expert's folder"),
         (["data"], "Missing command"),
         (["data", "prepare", "nothing.yaml"], "Missing option '--to'"),
         (["data", "prepare", "nothing.yaml", "--to", "x"], "nothing.yaml: no such file"),
@@ -64,8 +67,8 @@ def test_plan_and_status_of_a_new_study(tmp_path: Path, run: Run) -> None:
     assert code == 0 and "experts" in out and "of one core" in out
     code, out, _ = run("status", config)
     assert code == 0 and "0 of 5" in out and "no process works on it" in out
-    for command in ("verify", "report"):
-        code, _, err = run(command, config)
+    for command in (["verify"], ["report"], ["export", "alpha@2#0", "--to", str(tmp_path / "out")]):
+        code, _, err = run(command[0], config, *command[1:])
         assert code == 2 and "study: has nothing in it yet; run the study first" in err
     assert not (tmp_path / "study").exists()
 

@@ -12,7 +12,7 @@ import pitune
 
 ROOT = Path(pitune.__file__).parent
 LAYERS = (
-    "cli study runtime report",
+    "cli study runtime report sharing",
     "plan methods",
     "config",
     "results",
@@ -28,7 +28,8 @@ LAYERS = (
 """From above to below; arrows go down. What stands in one line may know each other, but for :data:`APART`."""
 APART = {
     ("study", "cli"), ("runtime", "cli"), ("runtime", "study"), ("report", "cli"), ("report", "study"),
-    ("report", "runtime"), ("runtime", "report"), ("report", "plan"),
+    ("report", "runtime"), ("runtime", "report"), ("report", "plan"), ("report", "sharing"), ("runtime", "sharing"),
+    ("study", "sharing"), ("sharing", "cli"), ("sharing", "study"), ("sharing", "runtime"), ("sharing", "report"),
     ("training", "embedding"), ("training", "interpolation"), ("embedding", "training"),
     ("embedding", "interpolation"), ("interpolation", "embedding"), ("assets", "store"), ("store", "assets"),
 }  # fmt: skip

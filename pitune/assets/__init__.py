@@ -38,7 +38,7 @@ from pitune.assets.npm import from_npm
 from pitune.assets.pypi import from_pypi
 from pitune.errors import PituneError, reason
 
-__all__ = ["Asset", "cache_folder", "content_hash", "derived", "fetch", "located"]
+__all__ = ["Asset", "cache_folder", "content_hash", "derived", "fetch", "located", "public_name"]
 
 SCHEMES: dict[str, Callable[[str, Path], Path]] = {
     "hf": from_hub,
@@ -90,6 +90,11 @@ def derived(what: str, sources: Sequence[Asset], make: Callable[[Path], Path]) -
 def located(uri: str) -> str:
     """Return ``uri`` so that it names the same in another working folder: a local path as an absolute one."""
     return uri if _maker(uri) else str(Path(uri).expanduser().absolute())
+
+
+def public_name(uri: str) -> str:
+    """Return what others may know ``uri`` by: of a local path its last part, for where it lies is nobody's business."""
+    return uri if _maker(uri) else Path(uri).name
 
 
 def _resolve(uri: str) -> Asset:
