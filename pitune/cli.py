@@ -275,7 +275,7 @@ def _print_results(store: Store) -> None:
 
     out.print(markdown(store), markup=False, highlight=False, soft_wrap=True)
     if store.manifest("report.html"):
-        out.print(f"report: {store.root}/report.html", soft_wrap=True, highlight=False)
+        out.print(f"report: {store.where('report.html')}", soft_wrap=True, highlight=False)
 
 
 def _print_retrieval(made: Manifest) -> None:

@@ -170,7 +170,7 @@ class Materials:
     def saved(self, artifact: str) -> tuple[ExpertKind, Expert]:
         """Read a committed expert and its kind, which of some methods is not the study's."""
         config, weights = (self.store.read(artifact, name) for name in (CONFIG, WEIGHTS))
-        return from_files(config, weights, f"{self.store.root}/{artifact}")
+        return from_files(config, weights, self.store.where(artifact))
 
     def _agree(self, what: str, found: str) -> None:
         """Note a content hash; raise where another process of the study has found another one."""

@@ -126,11 +126,12 @@ def write_results(materials: Materials, job: ResultsJob) -> None:
     Raises:
         PituneError: a prediction is missing.
     """
-    catalogue, root = materials.store.catalogue(), materials.store.root
+    store = materials.store
+    catalogue = store.catalogue()
     scored: dict[str, dict[str, object]] = {}
     for _, _, prediction in job.rows:
         if prediction not in scored:
-            manifest = score_of(catalogue, prediction, root)
+            manifest = score_of(catalogue, prediction, store)
             took = spent(catalogue.get(manifest["expert"], {}))  # making the expert, all its trials
             scored[prediction] = {
                 "metric": manifest["metric"],
@@ -147,14 +148,14 @@ def write_results(materials: Materials, job: ResultsJob) -> None:
     materials.store.commit(RESULTS, {"": table_bytes(rows)}, job.fingerprint, inputs=job.inputs)
 
 
-def score_of(catalogue: Mapping[str, Manifest], prediction: str, root: str) -> Manifest:
+def score_of(catalogue: Mapping[str, Manifest], prediction: str, store: Store) -> Manifest:
     """Return the manifest of predictions (an artifact), which has their ``metric``, ``value`` and ``examples``.
 
     Raises:
-        PituneError: they are missing in the study at ``root``.
+        PituneError: they are missing in the study.
     """
     if prediction not in catalogue:
-        raise PituneError(f"{root}/{prediction}: is missing; run the study again")
+        raise PituneError(f"{store.where(prediction)}: is missing; run the study again")
     return catalogue[prediction]
 
 
@@ -175,7 +176,7 @@ def wrong_scores(store: Store) -> list[str]:
     value = counted_again(store)
     rows = store.table(RESULTS).to_pylist() if store.manifest(RESULTS) else []
     if rows and "prediction" not in rows[0]:
-        raise PituneError(f"{store.root}/{RESULTS}: has no column prediction, as older ones; run the study again")
+        raise PituneError(f"{store.where(RESULTS)}: has no column prediction, as older ones; run the study again")
     for row in rows:
         artifact = row["prediction"]
         right = value(artifact, row["metric"])

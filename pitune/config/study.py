@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any, Self
@@ -19,6 +18,7 @@ from pitune.interpolation.settings import InterpolationSettings, SweepSettings
 from pitune.objectives import OBJECTIVES, Match, Objective
 from pitune.runtime.settings import RuntimeSettings
 from pitune.settings import OneOf, Settings
+from pitune.store.places import has_credentials
 from pitune.tasks.task import Slice
 from pitune.training.recipe import Recipe
 from pitune.training.settings import JointSettings, MultitaskSettings, TrainingSettings
@@ -54,7 +54,7 @@ class StudyConfig(Settings):
     @field_validator("study")
     @classmethod
     def _is_a_place(cls, value: str) -> str:
-        if re.search("//[^/]*@", value):
+        if has_credentials(value):
             raise ValueError("found a URI with credentials; give them in the environment, files name the study")
         if not value.strip() or not value.isprintable():
             raise ValueError(f"found {value[:60]!r}; give a folder or a URI")

@@ -147,7 +147,7 @@ class _Reader:
         odd = sorted(sizes.items() ^ self._sizes.items())[0][0]
         here, there = (found.get(odd, 0) for found in (sizes, self._sizes))
         raise PituneError(
-            f"{self._materials.store.root}/{self._space.artifact(name, self._labels)}: has {here} numbers for {odd}, "
+            f"{self._materials.store.where(self._space.artifact(name, self._labels))}: has {here} numbers for {odd}, "
             f"that of {self._first} has {there}; what a graph compares is of one kind: delete the one that is old and "
             "run the study again"
         )

@@ -79,7 +79,7 @@ def read_task_vector(materials: Materials, artifact: str) -> Vector:
             first = start.get(site, {}).get(name)
             if first is None or first.shape != tensor.shape:
                 raise PituneError(
-                    f"{materials.store.root}/{artifact}: {name} of {site} is not as the study's experts start; delete "
+                    f"{materials.store.where(artifact)}: {name} of {site} is not as the study's experts start; delete "
                     "the expert and run the study again"
                 )
             parts[f"{site}|{name}"] = (tensor - first).flatten().float().numpy()
@@ -119,7 +119,7 @@ def _vector(store: Store, artifact: str, name: str, values: str) -> Vector:
 
 def _wrong(store: Store, artifact: str, name: str, values: str, found: str) -> PituneError:
     return PituneError(
-        f"{store.root}/{artifact}: {found}; it has a list of finite float32 (the column {values}) for each {name}: "
+        f"{store.where(artifact)}: {found}; it has a list of finite float32 (the column {values}) for each {name}: "
         "delete it and run the study again"
     )
 

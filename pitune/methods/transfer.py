@@ -59,8 +59,9 @@ def write_transfer(materials: Materials, job: TransferJob) -> None:
     Raises:
         PituneError: a prediction is missing.
     """
-    catalogue, root = materials.store.catalogue(), materials.store.root
-    scores = {name: score_of(catalogue, name, root) for pair in job.pairs for name in (pair.prediction, pair.single)}
+    store = materials.store
+    catalogue = store.catalogue()
+    scores = {name: score_of(catalogue, name, store) for pair in job.pairs for name in (pair.prediction, pair.single)}
     rows = [
         {
             "source": str(source),

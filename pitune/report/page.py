@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from pathlib import PurePosixPath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -97,7 +96,7 @@ def _page(store: Store, manifests: Manifests, settings: str) -> str:
         _environment()
         .get_template("template.html")
         .render(
-            name=PurePosixPath(store.root.rstrip("/")).name,
+            name=store.name,
             sentences=[*words.headline(total, targets), *words.zero_shot(total)],
             controlled=words.controlled(controls.verdict(total), list(total.targets)),
             helpers=words.helpers(edges),

@@ -97,7 +97,7 @@ def _metadata(facts: Facts, modality: str) -> ModelCardData:
         metric_type=row["metric"],
         metric_value=round(row["value"], 6),
     )
-    relation = {"base_model_relation": "adapter"} if facts.is_on_hub else {}
+    relation: dict[str, Any] = {"base_model_relation": "adapter"} if facts.is_on_hub else {}
     return ModelCardData(
         license=facts.license,
         library_name="peft" if _is_of_peft(facts) else "pitune",

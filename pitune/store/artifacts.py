@@ -33,7 +33,7 @@ from pitune.store.manifest import (
     parse_manifest,
     sha256,
 )
-from pitune.store.places import Place
+from pitune.store.places import Place, has_credentials, meaning
 
 READERS = 16
 """Manifests that are read at the same time: on an object store the time goes into waiting."""
@@ -59,19 +59,26 @@ class Store:
             study; pickling sees to it.
 
     Raises:
-        PituneError: the URI cannot be opened.
+        PituneError: the URI cannot be opened, or has credentials, which would be written and said.
     """
 
     def __init__(self, root: str | Path, owner: str | None = None) -> None:
+        if has_credentials(str(root)):
+            raise PituneError("study folder: found a URI with credentials; give them in the environment")
         try:
             self._place = Place(root)
         except (OSError, pa.ArrowException) as error:
-            raise _unwritable(str(root), error) from error
+            raise _unwritable(str(root).partition("?")[0], error) from error
         self.root = self._place.root
         self._guard = FolderLock(self._place) if self._place.is_local else Lease(self._place, owner)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str, str | None]]:
         return Store, (self._place.absolute, self._guard.owner)
+
+    @property
+    def name(self) -> str:
+        """The name of the study's own folder."""
+        return self._place.name
 
     def where(self, path: str) -> str:
         """Return where a file or folder of the store lies, as a path or URI."""
@@ -204,7 +211,7 @@ class Store:
         return sizes == [file["bytes"] for file in manifest["files"].values()]
 
     def _unreadable(self, path: str, error: Exception) -> PituneError:
-        return PituneError(f"{self.where(path)}: cannot be read ({reason(error)})")
+        return PituneError(f"{self.where(path)}: cannot be read ({meaning(error)})")
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -282,7 +289,7 @@ class Store:
             yield
         except OSError as error:
             raise PituneError(
-                f"{self.where(path)}: cannot be written ({reason(error)}); free or change it, then run again"
+                f"{self.where(path)}: cannot be written ({meaning(error)}); free or change it, then run again"
             ) from error
 
     # --- the study as a whole ----------------------------------------------------------------------------------
@@ -322,7 +329,7 @@ class Store:
 
 
 def _unwritable(root: str, error: Exception) -> PituneError:
-    return PituneError(f"study folder {root}: cannot be written ({reason(error)}); name one that can")
+    return PituneError(f"study folder {root}: cannot be written ({meaning(error)}); name one that can")
 
 
 def _difference(data: bytes, expected: Mapping[str, Any]) -> str:

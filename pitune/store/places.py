@@ -6,14 +6,33 @@ Everything here raises plain ``OSError``; what the user is told is said where it
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pyarrow import fs
 
+from pitune.errors import reason
+
 TEMPORARY = ".partial"
 """What the names of files end in while they are written; between it and the file's own name stands the writer's."""
+
+NOT_KEPT = ("tls_verify_certificates", "smart_defaults")
+"""Options of an ``s3://`` URI that pyarrow forgets when it makes a file system like another one."""
+S3_ATTEMPTS = 10
+"""How often a request to S3 is made that was not answered, or by 5xx. The waits between double from 50 ms: it is given
+up after half a minute, which is less than a lease lasts."""
+S3_SPOILT = "AWS Error INTERNAL_FAILURE"
+"""What pyarrow says, and tries no further, where S3 answers the reading of a file by an error longer than the file."""
+S3_MEANS = {
+    "AWS Error NO_SUCH_BUCKET": "there is no such bucket",
+    "AWS Error ACCESS_DENIED": "access is denied; credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "from ~/.aws, or from the machine's role",
+}
+"""What S3 answers and what it means."""
 
 
 class Place:
@@ -36,12 +55,18 @@ class Place:
             path = str(Path(self.root).absolute())
         else:
             base, path = fs.FileSystem.from_uri(self.root)
+            base = _patient(base, self.root)
         self.fs = fs.SubTreeFileSystem(path, base)
 
     @property
     def absolute(self) -> str:
         """The root as it is understood from any working folder."""
         return str(Path(self.root).absolute()) if self.is_local else self.root
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return PurePosixPath(self.fs.base_path).name
 
     def where(self, path: str) -> str:
         """Return ``path`` under the root, for a message or another program: a URI's options stay at its end."""
@@ -52,8 +77,16 @@ class Place:
 
     def read(self, path: str) -> bytes:
         """Return the bytes of a file."""
-        with self.fs.open_input_file(path) as stream:
-            return bytes(stream.read())
+        failed = 0
+        while True:
+            try:
+                with self.fs.open_input_file(path) as stream:
+                    return bytes(stream.read())
+            except OSError as error:
+                failed += 1
+                if S3_SPOILT not in str(error) or failed == S3_ATTEMPTS:
+                    raise
+                time.sleep(0.025 * 2**failed)
 
     def read_if_there(self, path: str) -> bytes | None:
         """Return the bytes of a file, or None where there is none."""
@@ -120,3 +153,29 @@ class Place:
             stream = self.fs.open_output_stream(path)
         with stream:
             stream.write(data)
+
+
+def _patient(base: fs.FileSystem, uri: str) -> fs.FileSystem:
+    """Return a file system that outlives short failures of S3, where ``base`` is one that gives up after six seconds.
+
+    It is made from ``base``: only ``from_uri`` knows what the URI says and, where that says nothing, the environment.
+    """
+    if not isinstance(base, fs.S3FileSystem) or any(option in uri for option in NOT_KEPT):
+        return base
+    state: Any = base.__reduce__()
+    make, (options,) = state
+    retries = fs.AwsDefaultS3RetryStrategy(max_attempts=S3_ATTEMPTS)
+    # A small file then goes in one request instead of three.
+    patient: fs.FileSystem = make({**options, "retry_strategy": retries, "allow_delayed_open": True})
+    return patient
+
+
+def meaning(error: Exception) -> str:
+    """Return what went wrong with a file, as one line."""
+    text = reason(error)
+    return next((meant for sign, meant in S3_MEANS.items() if sign in text), text)
+
+
+def has_credentials(uri: str) -> bool:
+    """Say whether a URI names who asks: ``s3://key:secret@bucket/study``."""
+    return re.match(r"[\w+.-]+://[^/]*@", uri) is not None

@@ -64,6 +64,26 @@ def test_a_uri_that_cannot_be_opened_is_one_line() -> None:
         Store("nothing://x")
 
 
+@pytest.mark.parametrize("uri", ["s3://key:secret@bucket/x", "s3://bucket/x?region=eu&secret_key=secret"])
+def test_credentials_in_a_uri_are_refused_and_not_said(uri: str) -> None:
+    with pytest.raises(PituneError) as caught:
+        Store(uri)
+    assert "=secret" not in str(caught.value) and "secret@" not in str(caught.value)
+
+
+def test_a_local_folder_may_look_like_credentials(tmp_path: Path) -> None:
+    assert Store(f"{tmp_path}//movie@16#0").name == "movie@16#0"
+
+
+def test_s3_is_opened_as_the_uri_and_the_environment_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:1")
+    for options, found in {"region=eu-west-1": "http://localhost:1", OPTIONS: "localhost:1"}.items():
+        place = Place(f"s3://b/study?{options}")
+        state = place.fs.base_fs.__reduce__()[1][0]
+        assert (state["endpoint_override"], state["region"], state["access_key"]) == (found, "eu-west-1", None)
+        assert state["allow_delayed_open"] and place.name == "study"
+
+
 def test_no_two_writers_have_the_same_temporary_name(tmp_path: Path) -> None:
     place = Place(tmp_path)
     with place.staged({"x/a": b"1"}) as ours, place.staged({"x/a": b"2"}) as theirs:
