@@ -142,7 +142,7 @@ def last_bias(model: Any) -> nn.Parameter:
     Raises:
         ValueError: it has nothing of the kind.
     """
-    pooler = getattr(model, "pooler", None)
+    pooler: Any = getattr(model, "pooler", None)
     last = pooler.dense if hasattr(pooler, "dense") else getattr(model, "layernorm", None)
     if not isinstance(last, nn.Linear | nn.LayerNorm):
         raise ValueError(f"{model.config.model_type} pools in a way of its own; right would be a BERT, ViT or DINOv2")

@@ -1,16 +1,12 @@
-"""S3 on loopback: moto's server in a process of its own, and before it a proxy that fails when it is told to.
-
-moto brings boto3, which wants an older python-dateutil than ``constraints.txt`` pins, and so cannot be installed beside
-pitune; its server is looked for on the ``PATH``: ``pipx install 'moto[server]==5.2.5'``.
-"""
+"""S3 on loopback: moto's server in a process of its own, and before it a proxy that fails when it is told to."""
 
 from __future__ import annotations
 
 import http.client
 import os
-import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,24 +14,22 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-SERVER = shutil.which("moto_server")
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
 
 @contextmanager
 def moto() -> Iterator[int]:
     """Run moto's server; give its port."""
-    assert SERVER is not None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [SERVER, "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             while process.poll() is None and not _is_up(port):
                 time.sleep(0.1)
-            assert process.poll() is None, f"{SERVER} does not run"
+            assert process.poll() is None, "moto's server does not run"
             yield port
         finally:
             process.terminate()

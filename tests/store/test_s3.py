@@ -25,7 +25,6 @@ from pitune.errors import PituneError
 from pitune.store import Store, lease
 from pitune.study import Study
 
-pytestmark = pytest.mark.skipif(s3server.SERVER is None, reason="no moto_server on the PATH")
 SECRET = "hush-hush-hush"
 FILES = {"a.txt": b"first", "b/c.bin": bytes(range(256)) * 40}
 
