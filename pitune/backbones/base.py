@@ -262,15 +262,19 @@ class Backbone(nn.Module, ABC):
         missing = sorted({row.key: row for row in rows if found[row.key] is None}.values(), key=lambda row: row.cost)
         for start in range(0, len(missing), self.rows_at_once):
             part = missing[start : start + self.rows_at_once]
-            inputs = Inputs(part[0].tower, self._placed(self.collate(part)))
-            states = self(inputs) if first is None else self._below(inputs, first)
-            for row, state in zip(part, states, strict=True):
+            for row, state in zip(part, self.computed(part, first), strict=True):
                 kept = (state if first is None else state[: row.cost]).clone()
                 found[row.key] = kept
                 if row.again:
                     cache.CACHE.put((self._number, row.tower, first, row.key), kept)
         states = [found[row.key] for row in rows]
         return [state for state in states if state is not None]
+
+    def computed(self, rows: Sequence[Encoded], first: int | None) -> Tensor:
+        """Compute what :meth:`frozen` returns, of rows of unlike content: (rows, tokens, width) or (rows, width)."""
+        inputs = Inputs(rows[0].tower, self._placed(self.collate(rows)))
+        found: Tensor = self(inputs) if first is None else self._below(inputs, first)
+        return found
 
     @torch.no_grad()
     def averaged(self, groups: Sequence[tuple[Encoded, ...]]) -> Tensor:

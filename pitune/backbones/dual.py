@@ -15,7 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pitune.assets import content_hash
 from pitune.backbones.base import Backbone, BackboneSettings, Encoded, Inputs, Precision, Tower
+from pitune.backbones.features import Features
 from pitune.backbones.huggingface import largest_stack, padded, refused
 from pitune.errors import PituneError
 
@@ -39,8 +41,8 @@ class DualSettings(BackboneSettings):
     max_tokens: int = Field(64, ge=4, le=512, description="longer candidates' texts are cut")
 
     def open(self, folder: Path, precision: Precision = "fp32") -> DualBackbone:
-        """Open the encoder in ``folder``."""
-        return DualBackbone(folder, self, precision)
+        """Open the encoder in ``folder``; what it makes of pictures is kept on the disk."""
+        return DualBackbone(folder, self, precision, f"{content_hash(folder)[:32]}-{precision}")
 
     def cost(self, example: Example) -> int:
         """Return about how many patches a picture has: all are brought to one size."""
@@ -62,7 +64,9 @@ class DualBackbone(Backbone):
         PituneError: the folder holds no dual encoder that transformers can read without running code from it.
     """
 
-    def __init__(self, folder: Path, settings: DualSettings, precision: Precision = "fp32") -> None:
+    def __init__(
+        self, folder: Path, settings: DualSettings, precision: Precision = "fp32", kept: str | None = None
+    ) -> None:
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer  # takes seconds
         from transformers.utils import logging
 
@@ -83,6 +87,7 @@ class DualBackbone(Backbone):
         self._fills = config.model_type == "siglip"
         longest = int(config.text_config.max_position_embeddings)
         self._most = longest if self._fills else min(settings.max_tokens, longest)
+        self._kept = kept
         try:
             self.side = _side(processor)
             self._patches = (self.side // int(config.vision_config.patch_size)) ** 2 + 1
@@ -120,6 +125,17 @@ class DualBackbone(Backbone):
         if rows[0].tower == TEXT:
             return self._padded(rows)
         return {"pixel_values": torch.zeros(len(rows), 3, self.side, self.side)}
+
+    def computed(self, rows: Sequence[Encoded], first: int | None) -> Tensor:
+        """Compute what no expert touches; of whole pictures' embeddings only those that are not on the disk."""
+        if self._kept is None or first is not None or rows[0].tower == TEXT:
+            return super().computed(rows, first)
+        config: Any = self.model.config
+        width = getattr(config, "projection_dim", None) or config.vision_config.hidden_size  # SigLIP projects nothing
+        kept = Features(f"{self._kept}-{self.device.type}", (width,), whole=True)
+        look = super().computed
+        found = kept.of([row.content for row in rows], lambda some: look(self.encode_pictures(some), None))
+        return found.to(self.device)
 
     def embed(self, inputs: Inputs) -> Tensor:
         """Run a tower and its projection."""

@@ -1,9 +1,9 @@
 """Features of pictures, kept on the disk: what a frozen encoder makes of a picture is computed once a machine.
 
-A file of SQLite's for each encoder, below the folder that assets are kept in, for all processes and studies: keyed by
-the picture's content, in half precision, which is what the numbers *are*, kept or not. The oldest make room for new
-ones. A damaged file or row, or a file that cannot be written, costs time, not the result: each row begins with its
-checksum.
+A file of SQLite's for each encoder, below the folder that assets are kept in, for all processes and studies, keyed by
+the picture's content. Those that are many to a picture have half precision, which is what the numbers *are*, kept or
+not. The oldest make room for new ones. A damaged file or row, or a file that cannot be written, costs time, not the
+result: each row begins with its checksum.
 """
 
 from __future__ import annotations
@@ -43,14 +43,16 @@ class Features:
         encoder: names what made them: the encoder's weights and all that is done to a picture before and after it.
         shape: of one picture's features.
         most: bytes of the file.
+        whole: the numbers are float32, not of half precision.
     """
 
-    def __init__(self, encoder: str, shape: tuple[int, ...], most: int = MOST_BYTES) -> None:
+    def __init__(self, encoder: str, shape: tuple[int, ...], most: int = MOST_BYTES, whole: bool = False) -> None:
         self.file = cache_folder() / "features" / f"{encoder}.sqlite"
         self.shape, self.most = shape, most
+        self._numbers = np.float32 if whole else np.float16
 
     def of(self, pictures: Sequence[Picture], look: Callable[[Sequence[Picture]], Tensor]) -> Tensor:
-        """Return pictures' features, (pictures, ``shape``), float32 numbers of half precision.
+        """Return pictures' features, (pictures, ``shape``), float32; unless ``whole``, of half precision.
 
         Args:
             pictures: one or more.
@@ -62,7 +64,7 @@ class Features:
         todo = list(missing.items())
         for start in range(0, len(todo), PICTURES_AT_ONCE):
             part = dict(todo[start : start + PICTURES_AT_ONCE])
-            new = dict(zip(part, look(list(part.values())).half().float().cpu(), strict=True))
+            new = dict(zip(part, self._rounded(look(list(part.values())).float().cpu()), strict=True))
             self.put(new)
             found |= new
         return torch.stack([found[key] for key in keys])
@@ -83,7 +85,7 @@ class Features:
 
     def put(self, new: Mapping[bytes, Tensor]) -> None:
         """Keep features, (``shape``) each; where there is too little room the oldest go."""
-        numbers = {key: value.half().numpy().tobytes() for key, value in new.items()}
+        numbers = {key: value.numpy().astype(self._numbers).tobytes() for key, value in new.items()}
         rows = [(key, _check(key, value) + value) for key, value in numbers.items()]
         room = max(self.most // self._bytes, len(rows))
 
@@ -99,7 +101,10 @@ class Features:
 
     @property
     def _bytes(self) -> int:
-        return CHECK_BYTES + 2 * int(np.prod(self.shape))
+        return CHECK_BYTES + np.dtype(self._numbers).itemsize * int(np.prod(self.shape))
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        return torch.from_numpy(values.numpy().astype(self._numbers).astype(np.float32))
 
     def _is_whole(self, key: bytes, value: Any) -> bool:
         if not isinstance(value, bytes) or len(value) != self._bytes:
@@ -108,7 +113,7 @@ class Features:
 
     def _tensor(self, value: bytes) -> Tensor:
         return torch.from_numpy(
-            np.frombuffer(value, np.float16, offset=CHECK_BYTES).reshape(self.shape).astype(np.float32)
+            np.frombuffer(value, self._numbers, offset=CHECK_BYTES).reshape(self.shape).astype(np.float32)
         )
 
     def _do(self, what: Callable[[sqlite3.Connection], Found]) -> Found | None:

@@ -83,6 +83,23 @@ def test_zero_shot_is_the_models_own(folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(scores[0], logits.softmax(1).amax(1), atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_what_a_study_makes_of_pictures_is_kept_on_the_disk(
+    folder: Path, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit, for whoever opens the same folder; another folder's, or another precision's, are others."""
+    monkeypatch.setenv("PITUNE_CACHE", str(tmp_path / "cache"))
+    settings = DualSettings(uri="tiny", max_tokens=24)
+    first, again = settings.open(folder), settings.open(folder)
+    found = first(first.inputs(first.encode(examples), {}))
+    plain = open_dual(folder)
+    torch.testing.assert_close(found, plain(plain.inputs(plain.encode(examples), {})), atol=1e-6, rtol=1e-5)
+    other = settings.open(folder, "bf16")
+    assert not torch.equal(found, other(other.inputs(other.encode(examples), {})))
+    monkeypatch.setattr(again, "_pixels", None)  # nothing is decoded
+    assert torch.equal(found, again(again.inputs(again.encode(examples), {})))
+
+
 def test_a_picture_is_decoded_once_for_the_layers_above_the_trunk(
     folder: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
