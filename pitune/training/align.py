@@ -90,14 +90,18 @@ class _Aligning(Learner):
         model.visual_projection = model.text_projection = nn.Identity()
         name = f"{vision.sha256[:32]}-{self.dual.side}-pooled-{PREPARATION}"
         self.kept = Features(name, (self.projections.picture.in_features,))
+        self.read: dict[str, Tensor] = {}  # captions' features: every split of a task has them all
         self.means = (torch.zeros(()), torch.zeros(()))  # of pictures' features and of texts'
 
     def look(self, pictures: Sequence[Picture]) -> None:
         self._seen(pictures)
 
     def captions(self, texts: Sequence[str]) -> Tensor:
-        rows, size = self.dual.encode_texts(texts), self.dual.rows_at_once
-        return torch.cat([self._features(rows[at : at + size]) for at in range(0, len(rows), size)])
+        new = [text for text in texts if text not in self.read]
+        for start in range(0, len(new), self.dual.rows_at_once):
+            part = new[start : start + self.dual.rows_at_once]
+            self.read.update(zip(part, self._features(self.dual.encode_texts(part)), strict=True))
+        return torch.stack([self.read[text] for text in texts])
 
     def begin(self, pictures: Sequence[Encoded], captions: Tensor) -> None:
         self.means = self._seen([row.content for row in pictures]).mean(0), captions.mean(0)

@@ -20,8 +20,9 @@ from tinypictures import colours
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, Dinov2Config, Dinov2Model
 
-from pitune.assets import content_hash
+from pitune.assets import content_hash, fetch
 from pitune.backbones.dual import DualBackbone, DualSettings
+from pitune.backbones.pairing import paired
 from pitune.config import AlignConfig, load_align
 from pitune.errors import PituneError
 from pitune.progress import Stage
@@ -172,6 +173,16 @@ def check(settings: AlignConfig, folder: Path) -> None:
     pixels = processor(images=[Image.open(one).convert("RGB") for one in pictures], return_tensors="pt")
     logits = model.eval()(**pixels, **tokenizer(TEXTS, padding=True, return_tensors="pt")).logits_per_image
     torch.testing.assert_close(logits, 20 * seen @ read.T, atol=5e-2, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_text_is_the_mean_of_its_tokens_states_to_begin_with(family: str, config: Path, tmp_path: Path) -> None:
+    text, vision = save_encoder(tmp_path / "text", family), load_align(config).vision
+    pair = paired(fetch(vision), fetch(str(text)), scale=20.0)
+    given = pair.tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found = pair.model.eval().get_text_features(given["input_ids"], given["attention_mask"]).pooler_output
+        torch.testing.assert_close(unit(found), unit(averaged(text, TEXTS)), atol=2e-3, rtol=0)
 
 
 def test_the_poolers_of_a_vit_and_a_bert_hand_on_what_they_are_given(config: Path, tmp_path: Path) -> None:
