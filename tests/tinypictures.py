@@ -1,12 +1,16 @@
-"""What tests draw: pictures of noise, pictures of colours; and where a key's hash lies."""
+"""What tests draw: pictures of noise and of colours, how to stop learning from them; where a key's hash lies."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from pitune.progress import Stage
 
 RNG = np.random.default_rng(0)
 COLOURS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}
@@ -33,3 +37,15 @@ def colours(folder: Path, side: int) -> dict[str, object]:
 def place(key: str) -> float:
     """Where a key's hash lies, from 0 to 1."""
     return int(hashlib.sha256(key.encode()).hexdigest()[:16], 16) / 2**64
+
+
+def stopping(after: int | None) -> Callable[[Any], None]:
+    """Return who is told of progress, and stops it when so many epochs are over."""
+
+    def tell(stages: Any) -> None:
+        (stage,) = stages
+        assert isinstance(stage, Stage) and 0 <= stage.done <= stage.total
+        if (stage.name, stage.done) == ("epochs", after):
+            raise KeyboardInterrupt
+
+    return tell

@@ -38,7 +38,7 @@ from pitune.assets.npm import from_npm
 from pitune.assets.pypi import from_pypi
 from pitune.errors import PituneError, reason
 
-__all__ = ["Asset", "cache_folder", "content_hash", "derived", "fetch", "located", "public_name"]
+__all__ = ["Asset", "cache_folder", "content_hash", "derived", "fetch", "known_hash", "located", "public_name"]
 
 SCHEMES: dict[str, Callable[[str, Path], Path]] = {
     "hf": from_hub,

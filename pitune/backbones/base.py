@@ -285,9 +285,11 @@ class Backbone(nn.Module, ABC):
         missing = [index for index, mean in enumerate(found) if mean is None]
         states = iter(self.frozen([row for index in missing for row in groups[index]], None))
         for index in missing:
-            held = torch.stack([next(states) for _ in groups[index]])
-            # One alone has length 1 as it is, and is kept as that.
-            found[index] = mean = held[0] if len(held) == 1 else nn.functional.normalize(held.mean(0), dim=0)
+            held = [next(states) for _ in groups[index]]
+            if len(held) == 1:  # it has length 1 as it is, and was kept under the same key
+                found[index] = held[0]
+                continue
+            found[index] = mean = nn.functional.normalize(torch.stack(held).mean(0), dim=0)
             cache.CACHE.put(keys[index], mean)
         return torch.stack([mean for mean in found if mean is not None])
 

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pitune.assets import content_hash
+from pitune.assets import known_hash
 from pitune.backbones.base import Backbone, BackboneSettings, Encoded, Inputs, Precision, Tower
 from pitune.backbones.features import Features
 from pitune.backbones.huggingface import largest_stack, padded, refused
@@ -42,7 +42,7 @@ class DualSettings(BackboneSettings):
 
     def open(self, folder: Path, precision: Precision = "fp32") -> DualBackbone:
         """Open the encoder in ``folder``; what it makes of pictures is kept on the disk."""
-        return DualBackbone(folder, self, precision, f"{content_hash(folder)[:32]}-{precision}")
+        return DualBackbone(folder, self, precision, f"{known_hash(folder)[:32]}-{precision}")
 
     def cost(self, example: Example) -> int:
         """Return about how many patches a picture has: all are brought to one size."""
@@ -56,6 +56,7 @@ class DualBackbone(Backbone):
         folder: a model folder in Hugging Face's layout (config, safetensors weights, tokenizer, image processor).
         settings: the texts' length.
         precision: of the frozen matrices.
+        kept: under what name the embeddings of pictures are kept on the disk where no expert acts on them; None: not.
 
     Attributes:
         side: the pixels a side that pictures are brought to.

@@ -81,17 +81,26 @@ class ExpertKind(Settings, ABC):
             )
         return 0 if self.layers is None else depth - self.layers
 
-    def sites(self, backbone: Backbone) -> list[Site]:
-        """Return the modules that this kind acts on, in the model's order.
+    def first_layers(self, backbone: Backbone) -> dict[str, int]:
+        """Return the lowest layer that has experts, by tower, of the towers that have any.
 
         Raises:
-            PituneError: a tower has none, or there is no such tower.
+            PituneError: there is no such tower, or the kind wants more layers than one has.
         """
         first: dict[str, int] = {}
         for name in self.towers or (backbone.examples_tower,):
             if name not in backbone.towers:
                 raise PituneError(f"expert.towers: found {name!r}, the backbone has {', '.join(backbone.towers)}")
             first[name] = self.first_layer(backbone.towers[name].depth)
+        return first
+
+    def sites(self, backbone: Backbone) -> list[Site]:
+        """Return the modules that this kind acts on, in the model's order.
+
+        Raises:
+            PituneError: a tower has none, or there is no such tower.
+        """
+        first = self.first_layers(backbone)
         found: list[Site] = []
         for path, module in backbone.model.named_modules():
             site = backbone.locate(path)

@@ -41,11 +41,8 @@ class VisualPrompt(ExpertKind):
     def sites(self, backbone: Backbone) -> list[Site]:
         """Return the layers whose input gets tokens: of each tower the lowest with experts, where deep all."""
         found: list[Site] = []
-        for name in self.towers or (backbone.examples_tower,):
-            if name not in backbone.towers:
-                raise PituneError(f"expert.towers: found {name!r}, the backbone has {', '.join(backbone.towers)}")
+        for name, lowest in self.first_layers(backbone).items():
             tower = backbone.towers[name]
-            lowest = self.first_layer(tower.depth)
             numbers = range(lowest, tower.depth if self.deep else lowest + 1)
             found += [Site(name, f"{tower.stack}.{number}", number) for number in numbers]
         return found

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pitune.backbones.base import Backbone, Encoded, Inputs
 from pitune.objectives.base import Acting, Answers, Objective, Row
-from pitune.tasks.task import Task
+from pitune.tasks.task import Task, has_a_place
 
 T = TypeVar("T")
 
@@ -72,15 +72,13 @@ class Match(Objective):
     @field_validator("live_template")
     @classmethod
     def _has_a_place(cls, template: str | None) -> str | None:
-        if template is not None and template.count("{}") != 1:
-            raise ValueError(f"{template!r} has no {{}}, or several; write one, where the candidate's text goes")
-        return template
+        return None if template is None else has_a_place(template)
 
     def prepare(self, backbone: Backbone, task: Task) -> Candidates:
         """Encode the task's label texts in their templates."""
         live = self.live_template or task.templates[0]
-        texts = backbone.encode_texts([live.format(text) for text in task.label_texts])
-        all_of = backbone.encode_texts([one.format(text) for text in task.label_texts for one in task.templates])
+        texts = backbone.encode_texts([live.replace("{}", text) for text in task.label_texts])
+        all_of = backbone.encode_texts([one.replace("{}", text) for text in task.label_texts for one in task.templates])
         each = len(task.templates)
         return Candidates(tuple(texts), tuple(tuple(all_of[at : at + each]) for at in range(0, len(all_of), each)))
 

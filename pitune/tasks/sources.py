@@ -19,7 +19,7 @@ from pitune.settings import Settings, wrong
 from pitune.tasks.building import build_task
 from pitune.tasks.metrics import METRICS
 from pitune.tasks.readers import Row
-from pitune.tasks.task import PLAIN, Task
+from pitune.tasks.task import PLAIN, Task, has_a_place
 
 T = TypeVar("T")
 
@@ -89,8 +89,7 @@ class TaskSource(Settings, ABC):
     @classmethod
     def _have_a_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         for template in templates:
-            if template.count("{}") != 1:
-                raise ValueError(f"{template!r} has no {{}}, or several; write one, where the label's text goes")
+            has_a_place(template)
         if len(set(templates)) < len(templates):
             raise ValueError("a template is there twice; name each once")
         return templates

@@ -33,6 +33,17 @@ PLAIN = ("{}",)
 """The templates of a task whose candidates' texts are read as they are."""
 
 
+def has_a_place(template: str) -> str:
+    """Return a template.
+
+    Raises:
+        ValueError: it has not one ``{}``.
+    """
+    if template.count("{}") != 1:
+        raise ValueError(f"{template!r} has no {{}}, or several; write one, where the candidate's text goes")
+    return template
+
+
 @dataclass(frozen=True)
 class Example:
     """One labelled text, picture, or both.

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tinybridge import PROCESSOR, SIDE, save_vision
 from tinydual import save_dual
 from tinymodel import save_encoder
-from tinypictures import colours
+from tinypictures import colours, stopping
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, Dinov2Config, Dinov2Model
 
@@ -25,7 +25,6 @@ from pitune.backbones.dual import DualBackbone, DualSettings
 from pitune.backbones.pairing import paired
 from pitune.config import AlignConfig, load_align
 from pitune.errors import PituneError
-from pitune.progress import Stage
 from pitune.store import Store
 from pitune.tasks.catalogue import load_task
 from pitune.tasks.task import Example
@@ -71,15 +70,8 @@ def _own_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make(settings: AlignConfig, to: Path, stop_after: int | None = None) -> dict[str, Any]:
     """Make the dual encoder; stop when so many epochs are over."""
-
-    def tell(stages: Any) -> None:
-        (stage,) = stages
-        assert isinstance(stage, Stage) and 0 <= stage.done <= stage.total
-        if (stage.name, stage.done) == ("epochs", stop_after):
-            raise KeyboardInterrupt
-
     tasks = [load_task(name, source) for name, source in settings.tasks.items()]
-    return dict(make_dual(Store(to), settings.vision, settings.text, tasks, settings.training, tell))
+    return dict(make_dual(Store(to), settings.vision, settings.text, tasks, settings.training, stopping(stop_after)))
 
 
 def test_it_learns_what_can_be_learnt(config: Path, tmp_path: Path) -> None:

@@ -12,12 +12,11 @@ import yaml
 from safetensors.torch import load_file
 from tinybridge import SIDE, save_vision
 from tinymodel import save_encoder
-from tinypictures import colours
+from tinypictures import colours, stopping
 
 from pitune.backbones.projector import read_projector
 from pitune.config import BridgeConfig, load_bridge
 from pitune.errors import PituneError
-from pitune.progress import Stage
 from pitune.store import Store
 from pitune.tasks.catalogue import load_task
 from pitune.training.bridge import PROJECTOR, make_projector
@@ -47,15 +46,8 @@ def _own_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make(settings: BridgeConfig, to: Path, stop_after: int | None = None) -> dict[str, Any]:
     """Make the projector; stop when so many epochs are over."""
-
-    def tell(stages: Any) -> None:
-        (stage,) = stages
-        assert isinstance(stage, Stage) and 0 <= stage.done <= stage.total
-        if (stage.name, stage.done) == ("epochs", stop_after):
-            raise KeyboardInterrupt
-
     tasks = [load_task(name, source) for name, source in settings.tasks.items()]
-    return dict(make_projector(Store(to), settings.backbone, tasks, settings.training, tell))
+    return dict(make_projector(Store(to), settings.backbone, tasks, settings.training, stopping(stop_after)))
 
 
 def test_it_learns_what_can_be_learnt(config: Path, tmp_path: Path) -> None:
