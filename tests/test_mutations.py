@@ -15,7 +15,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tinystudy import SHIPPED, make_study
+from tinystudy import CONFIGS, SHIPPED, make_study
 
 from pitune.cli import main
 from pitune.config import StudyConfig, load_config
@@ -31,6 +31,7 @@ LIMITS = {
     "deadline": None,
     "suppress_health_check": list(HealthCheck),
 }
+QUICKSTART: dict[str, Any] = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())
 SafeDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 Place = tuple[str | int, ...]
 
@@ -40,7 +41,7 @@ def bases() -> list[dict[str, Any]]:
     found = [yaml.safe_load(path.read_text()) for path in SHIPPED]
     found += [yaml.safe_load(load_config(path).yaml()) for path in SHIPPED]
     own = {"tasks": TABLES, "sources": ["mine", "theirs"], "targets": ["mine@4#0"], "expert": {"kind": "adapter"}}
-    return [*found, yaml.safe_load(StudyConfig.model_validate(found[0] | own | {"sweep": {"top_k": [1]}}).yaml())]
+    return [*found, yaml.safe_load(StudyConfig.model_validate(QUICKSTART | own | {"sweep": {"top_k": [1]}}).yaml())]
 
 
 BASES = bases()
@@ -297,7 +298,7 @@ def test_any_change_of_the_text_is_read_or_refused(path: Path, tmp_path: Path) -
 def test_large_studies_are_read_soon(tmp_path: Path) -> None:
     tasks = {f"t{i}": {"train": "a.csv", "labels": {"0": "no", "1": "yes"}} for i in range(1_000)}
     targets = {"tasks": list(tasks), "shots": [4, 16], "seeds": [0, 1, 2, 3, 4]}
-    values = BASES[0] | {"tasks": tasks, "sources": list(tasks), "targets": targets}
+    values = QUICKSTART | {"tasks": tasks, "sources": list(tasks), "targets": targets}
     started = time.process_time()
     config = loaded(written(values), tmp_path)
     assert isinstance(config, StudyConfig) and len(config.targets) == 10_000
