@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pitune.embedding.similarity import SIMILARITIES, Block, Matrix
-from pitune.embedding.spaces import SPACES, Column, Labels, Vector
+from pitune.embedding.similarity import CSLS, SIMILARITIES, Block, Matrix, csls
+from pitune.embedding.spaces import SPACES, Column, Labels, Vector, columns_of
 from pitune.errors import PituneError
 from pitune.store import Job, table_bytes
 from pitune.tasks.task import Slice
@@ -71,6 +71,9 @@ def make_graph(materials: Materials, job: GraphJob) -> None:
     found: dict[Column, Matrix] = {}
     for space in dict.fromkeys(column.space for column in job.columns):
         found |= _similarities(materials, job, space, targets)
+        if Column(space, CSLS) in job.columns:
+            usual = columns_of(space)[0]
+            found[Column(space, CSLS)] = _corrected(found[usual], targets, job.sources)
     table = _table(targets, job.sources, {column: found[column] for column in job.columns}, job.similarity)
     materials.store.commit(
         job.artifacts[0],
@@ -83,8 +86,9 @@ def make_graph(materials: Materials, job: GraphJob) -> None:
 
 def _similarities(materials: Materials, job: GraphJob, space: str, targets: Sequence[str]) -> dict[Column, Matrix]:
     """Compare every target with every source by their vectors in a space: by column, (targets, sources)."""
-    columns = [column for column in job.columns if column.space == space]
-    found = {column: np.zeros((len(targets), len(job.sources))) for column in columns}
+    usual = columns_of(space)[0]
+    asked = [usual if column.how == CSLS else column for column in job.columns if column.space == space]
+    found = {column: np.zeros((len(targets), len(job.sources))) for column in asked}
     reader = _Reader(materials, space, job.labels, job.sources[0])
     rows = max(1, BLOCK_BYTES // (4 * reader.width))
     with tempfile.TemporaryFile() as file, ThreadPoolExecutor(READERS) as pool:
@@ -108,6 +112,13 @@ def _similarities(materials: Materials, job: GraphJob, space: str, targets: Sequ
                     near = SIMILARITIES[column.how](block[: len(some)], kept[part], reader.tensors)
                     matrix[first : first + rows, part] = near
     return {column: np.round(matrix, DIGITS) for column, matrix in found.items()}
+
+
+def _corrected(similarity: Matrix, targets: Sequence[str], sources: Sequence[str]) -> Matrix:
+    """Return similarities (targets, sources) less what any two slices share; those within a task do not count."""
+    one, other = (np.array([Slice.parse(name).task for name in names]) for names in (targets, sources))
+    rows = {target: row for row, target in enumerate(targets)}
+    return np.round(csls(similarity, one[:, None] != other, [rows[source] for source in sources]), DIGITS)
 
 
 class _Reader:

@@ -20,6 +20,9 @@ Matrix: TypeAlias = NDArray[np.float64]
 Tensors: TypeAlias = Sequence[slice]
 """The columns of each parameter tensor; together they are all columns, in order."""
 
+NEAREST = 10
+"""How many of a slice's nearest say how near it is to others at all."""
+CSLS = "csls"
 PAIRS_AT_ONCE, COLUMNS_AT_ONCE = 64, 1024  # of float64: half a megabyte, which stays in a processor's cache
 TINY = np.finfo(np.float64).tiny
 
@@ -89,6 +92,27 @@ def _cosines(dots: Matrix, ones: Matrix, others: Matrix) -> Matrix:
     """Return cosines by inner products and sums of squares, which broadcast; 0 where a vector is zero."""
     sizes = np.sqrt(ones) * np.sqrt(others)
     found: Matrix = np.divide(dots, sizes, out=np.zeros_like(dots), where=sizes > 0)
+    return found
+
+
+def csls(similarity: Matrix, known: NDArray[np.bool_], rows: Sequence[int]) -> Matrix:
+    """Return similarities less what any two slices share (CSLS, arXiv 1710.04087, section 2.3).
+
+    Some sources, hubs, are near everyone. Taken off is the mean of the similarities that a slice has to its
+    :data:`NEAREST` nearest sources: of the target and the source, half of each.
+
+    Args:
+        similarity: (targets, sources).
+        known: which of them count, (targets, sources): those of two different tasks.
+        rows: where each source stands among the targets, (sources,).
+
+    Returns:
+        (targets, sources); what a source is near to depends on the sources alone.
+    """
+    ordered = np.sort(np.where(known, similarity, -np.inf), axis=1)[:, ::-1][:, :NEAREST]
+    counted = np.isfinite(ordered)
+    near = np.where(counted, ordered, 0).sum(1) / np.maximum(counted.sum(1), 1)
+    found: Matrix = similarity - (near[:, None] + near[list(rows)]) / 2
     return found
 
 

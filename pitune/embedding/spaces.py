@@ -2,8 +2,8 @@
 
 A slice has a vector in each space: the Fisher information of its expert's parameters, what training has added to
 them, the mean of what the frozen backbone makes of its examples, or of its label texts. Two slices are compared by
-their vectors in one space, with one of :data:`~pitune.embedding.similarity.SIMILARITIES`. A new space is a function
-that reads a vector and a line in :data:`SPACES`.
+their vectors in one space, with one of :data:`~pitune.embedding.similarity.SIMILARITIES`, and by CSLS, which corrects
+the space's usual one for hubs. A new space is a function that reads a vector and a line in :data:`SPACES`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 import pyarrow as pa
 
-from pitune.embedding.similarity import SIMILARITIES, Block
+from pitune.embedding.similarity import CSLS, SIMILARITIES, Block
 from pitune.errors import PituneError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Space:
         made: which of a slice's nodes of the plan has to be there.
         artifact: where a slice's vector lies, by the slice and by which labels ``embedding.labels`` names.
         read: reads the vector that lies in an artifact.
-        compared: the similarities that mean something here; None: all.
+        compared: the similarities that mean something here, the usual one first; None: all.
     """
 
     made: Literal["expert", "embedding", "features"]
@@ -143,7 +143,10 @@ SPACES: dict[str, Space] = {
 
 
 class Column(NamedTuple):
-    """A similarity as a column of the graph: how vectors are compared, and in which space."""
+    """A similarity as a column of the graph: how vectors are compared, and in which space.
+
+    ``csls`` is the space's usual similarity, less what any two slices share.
+    """
 
     space: str
     how: str
@@ -154,19 +157,19 @@ class Column(NamedTuple):
 
 def similarity_names() -> list[str]:
     """Return what ``embedding.similarity`` may name: a similarity, of embeddings, or another space."""
-    return [*SIMILARITIES, *(name for name in SPACES if name not in LABELS)]
+    return [*SIMILARITIES, CSLS, *(name for name in SPACES if name not in LABELS)]
 
 
 def column(similarity: str, labels: Labels) -> Column:
     """Return the column that ``embedding.similarity`` and ``embedding.labels`` name; of a space, its first one."""
-    if similarity in SIMILARITIES:
+    if similarity in (*SIMILARITIES, CSLS):
         return Column(labels, similarity)
     return columns_of(similarity)[0]
 
 
 def columns_of(space: str) -> list[Column]:
     """Return the columns that compare slices in a space."""
-    return [Column(space, how) for how in SPACES[space].compared or SIMILARITIES]
+    return [Column(space, how) for how in (*(SPACES[space].compared or SIMILARITIES), CSLS)]
 
 
 def columns() -> list[Column]:

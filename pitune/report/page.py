@@ -39,10 +39,8 @@ from pitune.results import TRANSFER
 from pitune.store import Store, fingerprint_of
 
 PAGE = "report.html"
-VERSION = 6
+VERSION = 7
 """Part of the page's fingerprint: raise it when the page changes."""
-NEAREST = 3
-"""So many neighbours are counted where it is asked which sources are near everyone."""
 
 
 def write_report(store: Store) -> None:
@@ -193,7 +191,7 @@ def _transfer(
     measured = transfer.read_rows(store, manifests, TRANSFER)
     pairs = transfer.read_pairs(measured)
     judgements = prediction.judge(measured, graph)
-    near = prediction.occurrence(ranking.few_shot(graph), NEAREST)
+    near = prediction.occurrence(ranking.few_shot(graph), ranking.NEAREST)
     is_mixed = len(set(of.values())) > 1
     reaches = paired.reaches(store, manifests, measured) if is_mixed and prediction.are_few(measured) else {}
     crossing = modalities.crossing(of, edges, pairs, tables.LEVEL, reaches)
@@ -206,8 +204,8 @@ def _transfer(
         "sentences": words.transferred(pairs) + words.predicted(judgements, graph),
         "rankings": ranking.rankings(judgements, graph),
         "near": [(contents.split_slice(one.source)[0], one) for one in near],
-        "hubs": words.hubs(near, NEAREST),
-        "nearest": NEAREST,
+        "hubs": words.hubs(near, ranking.NEAREST),
+        "nearest": ranking.NEAREST,
     }
 
 

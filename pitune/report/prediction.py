@@ -193,6 +193,15 @@ def occurrence(graph: Iterable[Row], k: int = 3, by: str = "similarity") -> list
     return sorted(found, key=lambda one: (-one.share, one.source))
 
 
+def skewness(found: Sequence[Occurrence]) -> float:
+    """Return the skewness of how often sources are near, which hubs make large (Radovanović et al. 2010, eq. 1).
+
+    0 where all are near equally often, or none is.
+    """
+    near = np.array([one.near for one in found], dtype=np.float64)
+    return float(stats.skew(near)) if len(near) and np.ptp(near) > 0 else 0.0
+
+
 def are_few(matrix: Iterable[Row]) -> bool:
     """Return whether the rows are of too few seeds for an interval over them."""
     return len({row["seed"] for row in matrix}) < FEWEST_SEEDS

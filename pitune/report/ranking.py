@@ -7,8 +7,19 @@ from dataclasses import dataclass
 
 from pitune.report.contents import split_slice
 from pitune.report.numbers import ends
-from pitune.report.prediction import MEASURES, RANDOM, Estimate, Judgement, Row, similarities
+from pitune.report.prediction import (
+    MEASURES,
+    RANDOM,
+    Estimate,
+    Judgement,
+    Row,
+    occurrence,
+    similarities,
+    skewness,
+)
 
+NEAREST = 3
+"""So many neighbours are counted where it is asked which sources are near everyone."""
 PARTS = {
     "empirical": "Fisher, empirical",
     "true": "Fisher, true",
@@ -16,7 +27,7 @@ PARTS = {
     "features": "mean features",
     "labels": "label texts",
 }
-WAYS = {"cosine_per_tensor": "cosine per tensor", "cosine": "cosine", "task2vec": "Task2Vec"}
+WAYS = {"cosine_per_tensor": "cosine per tensor", "cosine": "cosine", "task2vec": "Task2Vec", "csls": "CSLS"}
 
 
 @dataclass(frozen=True)
@@ -29,23 +40,26 @@ class Ranking:
         used: whether the study's neighbours come from it.
         cells: by measure, its mean, its interval (empty where there is none), and whether it is clearly ahead of a
             random ranking.
+        hubs: the skewness of how often it has each source among a few-shot target's nearest.
     """
 
     title: str
     note: str
     used: bool
     cells: list[tuple[str, str, bool]]
+    hubs: str
 
 
 def rankings(judgements: Sequence[Judgement], graph: Sequence[Row]) -> list[Ranking]:
     """Return a row for each similarity, in the graph's order, and the random ranking's last."""
-    used = in_use(graph)
+    used, few = in_use(graph), few_shot(graph)
     return [
         Ranking(
             similarity_title(one.similarity),
             "the exact mean over all rankings" if one.similarity == RANDOM else one.similarity,
             one.similarity == used,
             [_cell(one, measure) for measure in MEASURES],
+            "–" if one.similarity == RANDOM else _hubs(few, one.similarity),
         )
         for one in judgements
     ]
@@ -57,6 +71,10 @@ def _cell(found: Judgement, measure: str) -> tuple[str, str, bool]:
         return "–", "", False
     low = found.ahead[measure].low
     return _number(value.mean, measure), _interval(value, measure), low is not None and low > 0
+
+
+def _hubs(graph: Sequence[Row], by: str) -> str:
+    return f"{skewness(occurrence(graph, NEAREST, by)):.1f}".replace("-", "−")
 
 
 def _number(value: float, measure: str) -> str:

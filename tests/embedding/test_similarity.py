@@ -7,8 +7,9 @@ import pytest
 from plainsimilarity import plain_similarity
 from pydantic import ValidationError
 
+from pitune.embedding import similarity as module
 from pitune.embedding.settings import EmbeddingSettings
-from pitune.embedding.similarity import COLUMNS_AT_ONCE, PAIRS_AT_ONCE, SIMILARITIES
+from pitune.embedding.similarity import COLUMNS_AT_ONCE, PAIRS_AT_ONCE, SIMILARITIES, csls
 
 Tensors = tuple[list[float], ...]
 
@@ -80,9 +81,39 @@ def test_blocks_are_the_pairs_one_by_one(how: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
+def test_what_two_slices_share_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pair by pair, by the formula; the slices a and b are of one task, and are no neighbours of each other."""
+    monkeypatch.setattr(module, "NEAREST", 2)
+    tasks, sources = ["a", "a", "c", "d", "e", "x"], [3, 0, 1, 2]  # rows of the targets, the last one no source
+    similarity = np.random.default_rng(0).random((6, 4))
+    known = np.array([[tasks[target] != tasks[source] for source in sources] for target in range(6)])
+
+    def near(row: int) -> float:
+        held = sorted((similarity[row, column] for column in range(4) if known[row, column]), reverse=True)[:2]
+        return sum(held) / len(held)
+
+    found = csls(similarity, known, sources)
+    for target in range(6):
+        for column, source in enumerate(sources):
+            expected = similarity[target, column] - (near(target) + near(source)) / 2
+            assert found[target, column] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_hub_is_no_hub_after_it() -> None:
+    """Of slices in pairs and a hub that is a little nearer to each than its other half, each has its other half."""
+    pairs, hub = 8, 16
+    similarity = np.full((17, 17), 0.2)
+    for one in range(2 * pairs):
+        similarity[one, one ^ 1] = 0.6
+    similarity[hub], similarity[:, hub] = 0.65, 0.65
+    known = ~np.eye(17, dtype=bool)
+    before, after = (np.where(known, m, -np.inf).argmax(1) for m in (similarity, csls(similarity, known, range(17))))
+    assert all(before[one] == hub and after[one] == one ^ 1 for one in range(2 * pairs))
+
+
 def test_settings_take_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        ValidationError, match="it is one of cosine_per_tensor, cosine, task2vec, weights, features, labels"
+        ValidationError, match="it is one of cosine_per_tensor, cosine, task2vec, csls, weights, features, labels"
     ):
         EmbeddingSettings(similarity="dot")
     monkeypatch.setitem(SIMILARITIES, "dot", lambda one, other, _: one.astype(np.float64) @ other.T)

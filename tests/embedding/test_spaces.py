@@ -25,9 +25,10 @@ from pitune.experts.checkpoint import to_files
 from pitune.plan import Plan
 from pitune.store import table_bytes
 
+OF_FISHER = ("cosine_per_tensor", "cosine", "task2vec", "csls")
 NAMES = [
-    *(f"{labels}_{how}" for labels in ("empirical", "true") for how in ("cosine_per_tensor", "cosine", "task2vec")),
-    *("weights_cosine", "features_cosine", "labels_cosine"),
+    *(f"{labels}_{how}" for labels in ("empirical", "true") for how in OF_FISHER),
+    *(f"{space}_{how}" for space in ("weights", "features", "labels") for how in ("cosine", "csls")),
 ]
 
 
@@ -76,6 +77,19 @@ def test_every_similarity_stands_beside_the_one_that_ranks(made: Plan) -> None:
     assert {str(kind) for kind in table.schema.types[4:]} == {"double"}
     assert table["similarity"].equals(table["empirical_cosine_per_tensor"])
     assert len({tuple(table[name].to_pylist()) for name in NAMES}) == len(NAMES)  # none is another one by mistake
+
+
+def test_what_any_two_share_is_taken_off_the_usual_similarity_of_each_space(made: Plan) -> None:
+    rows = made.store.table("graph.parquet").to_pylist()
+    for space, usual in {"true": "cosine_per_tensor", "weights": "cosine", "labels": "cosine"}.items():
+        near: dict[str, list[float]] = {}
+        for row in rows:
+            if row["rank"]:
+                near.setdefault(row["target"], []).append(row[f"{space}_{usual}"])
+        mean = {slice_: float(np.mean(held)) for slice_, held in near.items()}  # all: there are less than ten
+        for row in rows:
+            expected = row[f"{space}_{usual}"] - (mean[row["target"]] + mean[row["source"]]) / 2
+            assert row[f"{space}_csls"] == pytest.approx(expected, abs=1e-9)
 
 
 def test_embeddings_are_compared_by_each_labels_fisher(made: Plan) -> None:
@@ -203,7 +217,7 @@ def test_an_embedding_that_is_there_is_kept(made: Plan) -> None:
 
 def test_the_space_of_the_documents(made: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SPACES, "norms", shown("A space", "NORMS", tmp_path))
-    assert similarity_names()[-1] == "norms" and [str(one) for one in columns()][-1] == "norms_cosine"
+    assert similarity_names()[-1] == "norms" and [str(one) for one in columns()][-2] == "norms_cosine"
     plan = planned(Path(made.store.root).parent, "embedding.similarity=norms", "embedding.all=false")
     make(plan, "graph.parquet")
     table, start = made.store.table("graph.parquet"), made.materials.start

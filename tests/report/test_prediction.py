@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pitune.report.prediction import MEASURES, RANDOM, Judgement, by_chance, fit, judge, occurrence, similarities
+from pitune.report.prediction import (
+    MEASURES,
+    RANDOM,
+    Judgement,
+    by_chance,
+    fit,
+    judge,
+    occurrence,
+    similarities,
+    skewness,
+)
 
 SOURCES = ("a", "b", "c", "d", "e")
 
@@ -196,4 +206,9 @@ def test_how_often_a_source_is_near() -> None:
     by_other = {one.source[0]: one.near for one in occurrence(graph(near), 2, "other")}
     assert by_other == {"a": 3, "b": 3, "c": 2, "d": 0}
     assert sum(one.near for one in occurrence(graph(near), 9)) == 3 + 3 + 4 + 4
-    assert occurrence([]) == []
+    assert occurrence([]) == [] and skewness([]) == 0.0
+    counts = np.array([3.0, 2, 2, 1])  # whose mean is 2, and which are as far above it as below
+    assert skewness(found) == pytest.approx(float(((counts - 2) ** 3).mean())) == 0.0
+    # Of 3, 3, 2 and 0, by hand: mean 2, second moment 1.5, third −1.5.
+    assert skewness(occurrence(graph(near), 2, "other")) == pytest.approx(-1.5 / 1.5**1.5)
+    assert skewness(occurrence(graph(near), 9)[:2]) == 0.0

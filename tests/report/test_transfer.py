@@ -14,7 +14,7 @@ from synthetic import SIMILARITIES, SIX, Study, tiny
 
 from pitune.report import build_page
 from pitune.report.contents import split_slice
-from pitune.report.prediction import judge, occurrence
+from pitune.report.prediction import judge, occurrence, skewness
 from pitune.report.ranking import few_shot, in_use, rankings
 from pitune.report.similarities import read_edges
 from pitune.report.transfer import Matrix, Pair, gained, matrix, read_pairs
@@ -114,6 +114,8 @@ def test_the_table_on_prediction_has_what_was_judged(store: Store, rows: list[di
     assert table[0].cells[0][0] == f"{first['spearman'].mean:.2f}".replace("-", "−")
     assert table[0].cells[2][0] == f"{100 * first['regret@1'].mean:.1f}"
     assert not any(clear for _, _, clear in table[-1].cells)
+    assert table[0].hubs == f"{skewness(occurrence(few_shot(graph), 3)):.1f}".replace("-", "−")
+    assert table[-1].hubs == "–"
     assert table[0].cells[0][2]  # it is what the gains are made of
     page = build_page(store)
     for row in table:
