@@ -325,6 +325,13 @@ def test_the_configurations_that_come_along_are_right(path: Path) -> None:
     assert load_config(path).targets
 
 
+def test_the_other_regimes_of_the_twenty_tasks_are_over_the_same_experts() -> None:
+    first, other = (load_config(CONFIGS / f"{name}.yaml") for name in ("twenty_tasks", "twenty_tasks_regimes"))
+    differing = {name for name in StudyConfig.model_fields if getattr(first, name) != getattr(other, name)}
+    assert differing == {"targets", "transfer", "methods"}
+    assert {target.shots for target in other.target_slices} == {4, None} and other.transfer is None
+
+
 def test_the_encoders_that_come_along_are_right() -> None:
     assert load_bridge(CONFIGS / "bridge.yaml").tasks
     assert load_align(CONFIGS / "align.yaml").tasks
