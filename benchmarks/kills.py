@@ -68,10 +68,11 @@ class Work:
         from pitune.training.engine import Engine, EngineSettings
 
         with Engine(Bank(), EngineSettings(2), experts=EXPERTS) as engine:
-            folder, first = seat.resume(), 0
-            if folder is not None:
-                engine.load(folder)
-                first = json.loads((folder / "step.json").read_text())
+            first = 0
+            with seat.resume() as folder:
+                if folder is not None:
+                    engine.load(folder)
+                    first = json.loads((folder / "step.json").read_text())
 
             def save(where: Path) -> None:
                 engine.save(where)

@@ -67,12 +67,12 @@ class Work:
         time.sleep(pack.sleep)
         generator = torch.Generator().manual_seed(1)
         rows = torch.randn(STEPS, EXPERTS, ROWS, WIDTH, generator=generator)
-        folder = seat.resume()
         with Engine(Bank(), EngineSettings(pack.zero_stage), experts=EXPERTS) as engine:
             first = 0
-            if folder is not None:
-                engine.load(folder)
-                first = json.loads((folder / "step.json").read_text())
+            with seat.resume() as folder:
+                if folder is not None:
+                    engine.load(folder)
+                    first = json.loads((folder / "step.json").read_text())
             losses = []
             for step in range(first, STEPS):
                 if pack.die_at == step and folder is None:

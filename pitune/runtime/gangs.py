@@ -32,6 +32,7 @@ from pitune.runtime.lane import N, name_of
 from pitune.runtime.queue import TRIES, Named, PackQueue, Parcel, Snapshot
 from pitune.runtime.room import check_room, gang_count
 from pitune.runtime.settings import RuntimeSettings
+from pitune.runtime.signing import Key, key_of
 from pitune.runtime.worker import PackWork, work_through
 from pitune.store import Job
 
@@ -63,7 +64,7 @@ class Gangs:
         work: what a worker does.
         settings: size and number of gangs.
         storage: folder or URI that every machine of the cluster reaches, for the shards of packs under way. After a
-            crash, the same storage and name resume packs of the same names.
+            crash, the same storage resumes packs of the same names, on a machine that has the key of the first run.
         most: more gangs than this are of no use.
 
     Raises:
@@ -80,8 +81,8 @@ class Gangs:
         self._closed = False
         self._last: Snapshot | None = None
         self._controllers: dict[str, Any] = {}
-        count = gang_count(settings, most)
-        self._gangs = [_Gang(f"gang{index}", self._queue, work, settings, storage) for index in range(count)]
+        new = functools.partial(_trainer, self._queue, work, settings, storage, key_of(storage))
+        self._gangs = [_Gang(f"gang{index}", self._queue, new) for index in range(gang_count(settings, most))]
 
     def add(self, packs: Sequence[Any]) -> None:
         """Queue more packs; returns at once."""
@@ -153,12 +154,12 @@ class Gangs:
 class _Gang:
     """One gang, as the driver sees it: a thread that waits for its trainer."""
 
-    def __init__(self, name: str, queue: Any, work: Any, settings: RuntimeSettings, storage: str) -> None:
+    def __init__(self, name: str, queue: Any, new: Callable[[str], TorchTrainer]) -> None:
         self.name = name
         self.error = ""
         self.stopped = False
         self._queue = queue
-        self._new = functools.partial(_trainer, name, queue, work, settings, storage)
+        self._new = new
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.is_alive = self._thread.is_alive
         self._thread.start()
@@ -167,7 +168,7 @@ class _Gang:
         """Wait for the gang's end, whichever it is; where its controller has died, start another."""
         for _ in range(TRIES):
             try:
-                self._new().fit()
+                self._new(self.name).fit()
                 break
             except Exception as error:  # whatever it is, it ends this gang and no other
                 self.error = one_line(error)
@@ -194,7 +195,7 @@ class _GangTrainer(TorchTrainer):
         return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
 
 
-def _trainer(name: str, queue: Any, work: Any, settings: RuntimeSettings, storage: str) -> TorchTrainer:
+def _trainer(queue: Any, work: Any, settings: RuntimeSettings, storage: str, key: Key, name: str) -> TorchTrainer:
     """Return the trainer that is one gang."""
     resources = {"CPU": SHARE * settings.cpus_per_worker}
     if settings.gpus_per_worker:
@@ -210,7 +211,7 @@ def _trainer(name: str, queue: Any, work: Any, settings: RuntimeSettings, storag
     scaling = ray.train.ScalingConfig(
         num_workers=settings.workers, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources
     )
-    config = {"queue": queue, "gang": name, "work": work, "threads": settings.cpus_per_worker}
+    config = {"queue": queue, "gang": name, "work": work, "threads": settings.cpus_per_worker, "key": key}
     return _GangTrainer(work_through, train_loop_config=config, scaling_config=scaling, run_config=run)
 
 

@@ -6,9 +6,9 @@ of a pack under way: a worker that dies takes its gang down, the gang starts aga
 
 from __future__ import annotations
 
-import json
+import contextlib
+import logging
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +23,9 @@ from pyarrow import fs
 
 from pitune.errors import PituneError, one_line
 from pitune.runtime.queue import WAIT, Named
+from pitune.runtime.signing import Key, Label, Unsigned, copy_signed, sign
 
 P_contra = TypeVar("P_contra", bound=Named, contravariant=True)
-LABEL = "pitune-pack.json"
-"""In each checkpoint: the pack, the world size and the step that it belongs to."""
 IDLE_SECONDS = 0.25
 BETWEEN_WORKERS = re.compile(
     r"connection (was )?(closed|reset|refused|aborted)|broken pipe|timed out|\bgloo\b|\bnccl|\btcpstore|heartbeat", re.I
@@ -40,14 +39,18 @@ class GangSeat:
     Args:
         queue: the queue's actor.
         gang: the gang's name.
+        key: what checkpoints are signed with.
+        between: the way to the gang's other workers.
     """
 
-    def __init__(self, queue: Any, gang: str) -> None:
+    def __init__(self, queue: Any, gang: str, key: Key, between: Between) -> None:
         context = ray.train.get_context()
         self.rank = int(context.get_world_rank())
         self.world_size = int(context.get_world_size())
         self._queue = queue
         self._gang = gang
+        self._key = key
+        self._between = between
         self._pack = ""
         self._told = 0.0
 
@@ -58,30 +61,35 @@ class GangSeat:
             self._told = now
             self._queue.progress.remote(self._gang, self._pack, step, steps)
 
-    def resume(self) -> Path | None:
-        """Return a local folder with this pack's last checkpoint; None if it or the world size is another."""
+    @contextlib.contextmanager
+    def resume(self) -> Iterator[Path | None]:
+        """Lend a folder with this pack's last checkpoint: a private copy of what the gang's workers signed.
+
+        None if there is none, or it or the world size is another, or a worker finds that it is not as it was signed,
+        which is logged: all go on from the same step, or all begin anew. All workers must call.
+        """
+        with tempfile.TemporaryDirectory(prefix="pitune-shards-", ignore_cleanup_errors=True) as folder:
+            steps = set(self._between.all(self._copy_checkpoint(Path(folder))))
+            yield Path(folder) if len(steps) == 1 and None not in steps else None
+
+    def checkpoint(self, write: Callable[[Path], None], step: int) -> None:
+        """Keep, signed, what ``write`` puts into the folder it is given, for :meth:`resume`. All workers must call."""
+        with tempfile.TemporaryDirectory(prefix="pitune-shards-", ignore_cleanup_errors=True) as folder:
+            write(Path(folder))
+            sign(Path(folder), Label(self._pack, self.world_size, self.rank, step), self._key)
+            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def _copy_checkpoint(self, to: Path) -> int | None:
+        """Copy what is signed of this pack's last checkpoint, and return its step; None if there is no such one."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return None
-        local = isinstance(checkpoint.filesystem, fs.LocalFileSystem)
-        folder = Path(checkpoint.path if local else checkpoint.to_directory())
+        source = fs.SubTreeFileSystem(checkpoint.path, checkpoint.filesystem)
         try:
-            label = json.loads((folder / LABEL).read_text())
-        except (OSError, ValueError):
+            return copy_signed(source, to, self._pack, self.world_size, self._key)
+        except Unsigned as wrong:
+            logging.getLogger(__name__).warning("%s begins anew: %s/%s", self._pack, checkpoint.path, wrong)
             return None
-        return folder if (label["pack"], label["world_size"]) == (self._pack, self.world_size) else None
-
-    def checkpoint(self, write: Callable[[Path], None], step: int) -> None:
-        """Keep what ``write`` puts into the folder it is given, for :meth:`resume`. All workers must call."""
-        folder = Path(tempfile.mkdtemp(prefix="pitune-shards-"))
-        try:
-            write(folder)
-            if self.rank == 0:
-                label = {"pack": self._pack, "world_size": self.world_size, "step": step}
-                (folder / LABEL).write_text(json.dumps(label))
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def take(self, pack: str) -> None:
         """Begin with the pack of this name."""
@@ -109,10 +117,11 @@ def work_through(config: dict[str, Any]) -> None:
     An error of the runtime itself is noted, for the gang starts again silently.
 
     Args:
-        config: ``queue`` (the actor), ``gang`` (its name), ``work`` and ``threads``.
+        config: ``queue`` (the actor), ``gang`` (its name), ``work``, ``threads`` and ``key``, which checkpoints are
+            signed with.
     """
     try:
-        _claim_and_train(config["queue"], config["gang"], config["work"], config["threads"])
+        _claim_and_train(**config)
     except Exception as error:
         ray.get(config["queue"].stumbled.remote(config["gang"], one_line(error)))
         raise
@@ -137,11 +146,12 @@ def is_packs_fault(error: BaseException, workers: int) -> bool:
         error = below
 
 
-def _claim_and_train(queue: Any, gang: str, work: Any, threads: int) -> None:
+def _claim_and_train(queue: Any, gang: str, work: Any, threads: int, key: Key) -> None:
     """Open the work, then claim packs and train them until none is left."""
     torch.set_num_threads(threads)
-    seat, shared = GangSeat(queue, gang), _Shared()
-    if not shared(ray.get(queue.enter.remote(gang)) if seat.rank == 0 else None):
+    between = Between()
+    seat = GangSeat(queue, gang, key, between)
+    if not between.first(ray.get(queue.enter.remote(gang)) if seat.rank == 0 else None):
         return
     try:
         work.open(seat)
@@ -152,14 +162,14 @@ def _claim_and_train(queue: Any, gang: str, work: Any, threads: int) -> None:
         if seat.world_size > 1:
             raise
         return
-    for pack in _claimed(queue, gang, seat.rank, shared):
+    for pack in _claimed(queue, gang, seat.rank, between):
         _train(pack, work, seat, queue)
 
 
-def _claimed(queue: Any, gang: str, rank: int, shared: _Shared) -> Iterator[Any]:
+def _claimed(queue: Any, gang: str, rank: int, between: Between) -> Iterator[Any]:
     """Yield the packs that rank 0 claims, on every rank; wait while there is none but more may come."""
     while True:
-        found = shared(ray.get(queue.claim.remote(gang)) if rank == 0 else None)
+        found = between.first(ray.get(queue.claim.remote(gang)) if rank == 0 else None)
         if found is None:
             return
         if found == WAIT:
@@ -188,17 +198,25 @@ def _train(pack: Any, work: Any, seat: GangSeat, queue: Any) -> None:
             ray.get(queue.done.remote(pack.name, errors))
 
 
-class _Shared:
-    """Gives every rank what rank 0 has, over the CPU: a GPU that waits in NCCL for the next pack would be busy."""
+class Between:
+    """What a gang's workers tell each other over the CPU: a GPU that waits in NCCL for the next pack would be busy."""
 
     def __init__(self) -> None:
         other = dist.get_world_size() > 1 and dist.get_backend() != "gloo"
         self._group: Any = dist.new_group(backend="gloo") if other else None
 
-    def __call__(self, value: Any) -> Any:
+    def first(self, value: Any) -> Any:
         """Return rank 0's ``value`` on every rank."""
         if dist.get_world_size() == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
+
+    def all(self, value: Any) -> list[Any]:
+        """Return every rank's ``value``, in their order, on every rank."""
+        if dist.get_world_size() == 1:
+            return [value]
+        box = [None] * dist.get_world_size()
+        dist.all_gather_object(box, value, group=self._group)
+        return box

@@ -10,6 +10,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,8 +58,8 @@ class Seat(Protocol):
     def progress(self, step: int, steps: int) -> None:
         """Tell how far the pack is."""
 
-    def resume(self) -> Path | None:
-        """Return the folder of the pack's last checkpoint, if there is one."""
+    def resume(self) -> AbstractContextManager[Path | None]:
+        """Lend a folder with the pack's last checkpoint, if there is one. Every worker calls."""
 
     def checkpoint(self, write: Callable[[Path], None], step: int) -> None:
         """Save a checkpoint for resuming: have ``write`` fill a folder. Every worker calls."""
@@ -72,8 +73,9 @@ class Alone:
     def progress(self, step: int, steps: int) -> None:
         """Say nothing."""
 
-    def resume(self) -> None:
+    def resume(self) -> AbstractContextManager[Path | None]:
         """There is nothing to resume."""
+        return nullcontext()
 
     def checkpoint(self, write: Callable[[Path], None], step: int) -> None:
         """Keep nothing."""
@@ -272,15 +274,16 @@ class PackTraining:
 
     def _resumed(self, engine: Engine) -> int:
         """Take up the last checkpoint, if there is one, and return the step to go on with."""
-        folder = self.seat.resume()
-        if folder is None:
-            return 0
-        engine.load(folder)
-        state = json.loads((folder / f"{self.seat.rank}-{LOOP_STATE}").read_text())
+        with self.seat.resume() as folder:
+            if folder is None:
+                return 0
+            engine.load(folder)
+            state = json.loads((folder / f"{self.seat.rank}-{LOOP_STATE}").read_text())
+            kept = load_file(folder / CHOSEN)
         self.losses = torch.tensor(state["losses"], device=self.losses.device)
         self.validations = {step: [(loss, right) for loss, right in found] for step, found in state["validations"]}
         self.chosen = {index: (step, {}) for index, step in state["chosen"]}
-        for name, tensor in load_file(folder / CHOSEN).items():
+        for name, tensor in kept.items():
             index, site, key = name.split("/")
             self.chosen[int(index)][1].setdefault(site, {})[key] = tensor
         return int(state["done"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -278,8 +279,8 @@ class Saving(Alone):
         if step == self.crash_after:
             raise Interrupted
 
-    def resume(self) -> Path | None:  # type: ignore[override]
-        return self.folder if self.folder.exists() else None
+    def resume(self) -> AbstractContextManager[Path | None]:
+        return nullcontext(self.folder if self.folder.exists() else None)
 
     def checkpoint(self, write: Callable[[Path], None], step: int) -> None:
         self.folder.mkdir(exist_ok=True)
