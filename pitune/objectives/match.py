@@ -12,7 +12,7 @@ around it, as in CoOp (arXiv 2109.01134), there is nothing to average. Experts t
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -169,7 +169,7 @@ def _cosines_anew(backbone: Backbone, acting: Acting, batch: MatchBatch) -> Tens
     """Return the same, (E, rows, most), where an example's candidates are read beside it; of its own task's only.
 
     As many texts as may be run at once make a part. Where there are several, none keeps what its gradient needs: the
-    backward pass runs a part again, so that the room that texts take does not grow with rows and classes.
+    backward pass runs a part again, so that the room that texts take does not grow with the classes.
     """
     with acting.attached(backbone.model):
         examples = backbone(batch.examples)  # (E · rows, width)
@@ -188,9 +188,10 @@ def _cosines_anew(backbone: Backbone, acting: Acting, batch: MatchBatch) -> Tens
         return torch.bmm(found.view(len(examples), -1, found.shape[-1]), examples.unsqueeze(-1)).view(which.shape)
 
     starts = range(0, own, each)
+    run: Callable[[int], Tensor] = read
     if len(starts) > 1 and torch.is_grad_enabled():
-        read = functools.partial(checkpoint, read, use_reentrant=False, preserve_rng_state=False)
-    cosines = torch.cat([read(start) for start in starts], -1)  # (E, rows, own)
+        run = functools.partial(checkpoint, read, use_reentrant=False, preserve_rng_state=False)
+    cosines = torch.cat([run(start) for start in starts], -1)  # (E, rows, own)
     return cosines.gather(-1, (place - shift).clamp(0, own - 1))
 
 
