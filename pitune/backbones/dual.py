@@ -131,9 +131,7 @@ class DualBackbone(Backbone):
         """Compute what no expert touches; of whole pictures' embeddings only those that are not on the disk."""
         if self._kept is None or first is not None or rows[0].tower == TEXT:
             return super().computed(rows, first)
-        config: Any = self.model.config
-        width = getattr(config, "projection_dim", None) or config.vision_config.hidden_size  # SigLIP projects nothing
-        kept = Features(f"{self._kept}-{self.device.type}", (width,), whole=True)
+        kept = Features(f"{self._kept}-{self.device.type}", (joint_width(self.model),), whole=True)
         look = super().computed
         found = kept.of([row.content for row in rows], lambda some: look(self.encode_pictures(some), None))
         return found.to(self.device)
@@ -157,6 +155,18 @@ class DualBackbone(Backbone):
         return pixels
 
 
+def joint_width(model: Any) -> int:
+    """Return how wide the space is that a dual encoder's pictures and texts share.
+
+    Raises:
+        PituneError: the model is no dual encoder.
+    """
+    config = model.config
+    if not hasattr(config, "vision_config"):
+        raise PituneError(f"{type(model).__name__} is no dual encoder of pictures and texts")
+    return int(getattr(config, "projection_dim", None) or config.vision_config.hidden_size)  # SigLIP projects nothing
+
+
 def _side(processor: Any) -> int:
     """Return the pixels a side that pictures are brought to; some models (DINOv2) were made for others."""
     from PIL import Image as pillow
@@ -176,4 +186,4 @@ def _towers(model: Any, uri: str) -> list[Tower]:
     return towers
 
 
-__all__ = ["IMAGE", "TEXT", "DualBackbone", "DualSettings"]
+__all__ = ["IMAGE", "TEXT", "DualBackbone", "DualSettings", "joint_width"]

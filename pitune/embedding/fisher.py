@@ -61,7 +61,7 @@ def fishers(
 ) -> list[Expert]:
     """Return what :func:`fisher` returns for each of several ``labels``, from one look at every row."""
     firsts = backbone.firsts(list(expert))
-    share = objective.shares(backbone, firsts)
+    share = objective.shares(backbone, firsts) and not kind.conditional  # which reads no text for all rows
     sums = [
         {
             site: {key: torch.zeros_like(tensor, dtype=torch.float32) for key, tensor in held.items()}

@@ -3,6 +3,7 @@
 from pitune.experts.adapter import Adapter
 from pitune.experts.bank import Bank
 from pitune.experts.bitfit import BitFit
+from pitune.experts.conditional_prompt import ConditionalPrompt
 from pitune.experts.kind import Expert, ExpertKind
 from pitune.experts.lora import Lora
 from pitune.experts.prefix import Prefix
@@ -17,6 +18,7 @@ KINDS: tuple[type[ExpertKind], ...] = (
     Prefix,
     BitFit,
     TextPrompt,
+    ConditionalPrompt,
     VisualPrompt,
     UnifiedPrompt,
 )
@@ -27,6 +29,7 @@ __all__ = [
     "Adapter",
     "Bank",
     "BitFit",
+    "ConditionalPrompt",
     "Expert",
     "ExpertKind",
     "Lora",

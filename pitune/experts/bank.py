@@ -92,39 +92,53 @@ class Bank(nn.Module):
         """Return some of the experts, one for each group of rows, as who acts."""
         return Some(self, None if list(which) == list(range(self.size)) else list(which))
 
-    def attached(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Let all experts act on ``model`` (a Hugging Face model) inside the block; afterwards it is as it was."""
-        return Some(self, None).attached(model)
+    @property
+    def conditional(self) -> bool:
+        """Whether the experts act on texts beside each example otherwise."""
+        return self.kind.conditional
+
+    def attached(self, model: nn.Module, examples: Tensor | None = None) -> contextlib.AbstractContextManager[None]:
+        """Let all experts act on ``model`` (a Hugging Face model) inside the block; afterwards it is as it was.
+
+        ``examples`` as :func:`attach` takes them.
+        """
+        return Some(self, None).attached(model, examples)
 
 
 class Some:
     """Some experts of a bank (None: all), as who acts."""
 
     def __init__(self, bank: Bank, which: list[int] | None) -> None:
-        self.bank, self.which = bank, which
+        self.bank, self.which, self.conditional = bank, which, bank.conditional
 
     @contextlib.contextmanager
-    def attached(self, model: nn.Module) -> Iterator[None]:
-        """Let them act on ``model`` inside the block."""
+    def attached(self, model: nn.Module, examples: Tensor | None = None) -> Iterator[None]:
+        """Let them act on ``model`` inside the block, beside ``examples`` as :func:`attach` takes them."""
         sites = {path: functools.partial(site, self.which) for path, site in self.bank.named_sites()}
-        handles = attach(self.bank.kind, model, sites)
+        handles = attach(self.bank.kind, model, sites, examples)
         try:
             yield
         finally:
             detach(handles)
 
 
-def attach(kind: ExpertKind, model: nn.Module, sites: Mapping[str, Callable[[], Tensors]]) -> list[Handle]:
+def attach(
+    kind: ExpertKind, model: nn.Module, sites: Mapping[str, Callable[[], Tensors]], examples: Tensor | None = None
+) -> list[Handle]:
     """Let experts of a kind act on ``model``, until what is returned is removed.
 
     Args:
         kind: the experts' kind.
         model: a Hugging Face model.
         sites: by path, what gives the tensors (E, …) there, in every pass anew.
+        examples: of a kind that is conditional, the embeddings beside which texts are read, (E · rows, width): texts
+            come as E · rows equal groups.
 
     Raises:
         PituneError: the kind cannot act on a module; the model is then as it was.
     """
+    if examples is not None:
+        sites = {path: functools.partial(_beside, kind, tensors, examples) for path, tensors in sites.items()}
     handles: list[Handle] = []
     try:
         for path, tensors in sites.items():
@@ -137,6 +151,10 @@ def attach(kind: ExpertKind, model: nn.Module, sites: Mapping[str, Callable[[], 
         detach(handles)
         raise
     return handles
+
+
+def _beside(kind: ExpertKind, tensors: Callable[[], Tensors], examples: Tensor) -> Tensors:
+    return kind.beside(tensors(), examples)
 
 
 def detach(handles: Sequence[Handle]) -> None:

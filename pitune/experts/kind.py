@@ -52,6 +52,7 @@ class ExpertKind(Settings, ABC):
         other_peft_types: what it may be called there as well.
         parameter_names: of a site's tensors.
         neutral: an expert at its start changes nothing.
+        conditional: it acts on candidates' texts beside each example otherwise; see :meth:`beside`.
     """
 
     kind: str
@@ -66,6 +67,7 @@ class ExpertKind(Settings, ABC):
     other_peft_types: ClassVar[tuple[str, ...]] = ()
     parameter_names: ClassVar[tuple[str, ...]]
     neutral: ClassVar[bool] = True
+    conditional: ClassVar[bool] = False
 
     # --- where ---------------------------------------------------------------------------------------------------
 
@@ -153,6 +155,18 @@ class ExpertKind(Settings, ABC):
     def bind_model(self, model: nn.Module, sites: Mapping[str, Callable[[], Tensors]]) -> list[Handle]:
         """Do to the model what no site's module can do; by default nothing."""
         return []
+
+    def beside(self, tensors: Tensors, examples: Tensor) -> Tensors:
+        """Return what E experts are beside each of their examples: E · rows experts that the examples made of them.
+
+        Args:
+            tensors: a site's parameters, (E, …).
+            examples: the examples' embeddings, (E · rows, width), each of length 1.
+
+        Returns:
+            Parameters (E · rows, …): by default an example changes nothing, and there are E.
+        """
+        return tensors
 
     # --- several experts -----------------------------------------------------------------------------------------
 

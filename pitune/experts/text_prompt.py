@@ -1,8 +1,10 @@
 """Text prompts (CoOp, arXiv 2109.01134) with the expert axis: learned words that stand around every candidate's text.
 
 They act in the tower that reads candidates, and pictures never meet them: what the image tower gives is kept. The
-vectors are the same for all candidates (CoOp's *unified context*), so that experts of tasks with other classes can be
-mixed and compared.
+vectors are the same for all candidates, CoOp's *unified context*. Its *class-specific* contexts, vectors of each
+class's own, are left out. Their shape would follow the task's number of classes, so that experts of unlike tasks could
+share no pack, no mixture and no similarity. Even where two tasks have as many classes, mixing would average the vectors
+of classes that have nothing in common, and classes that nobody has trained on would have none.
 """
 
 from __future__ import annotations
@@ -25,17 +27,14 @@ SPREAD = 0.02
 """The standard deviation of a word's starting values, as in CoOp."""
 
 
-class TextPrompt(ExpertKind):
-    """Learned words before, around or after each candidate's text."""
+class LearnedWords(ExpertKind):
+    """What kinds share whose words stand before, around or after each candidate's text."""
 
-    kind: Literal["text_prompt"] = "text_prompt"
     tokens: int = Field(16, ge=1, description="learned words")
     words: str | None = Field(
         None, description="the first of them start as these words, such as a photo of a; null: all start at random"
     )
     place: Place = Field("end", description="where the candidate's own text is: end, middle, front")
-    peft_type: ClassVar[str] = "TEXT_PROMPT"
-    parameter_names: ClassVar[tuple[str, ...]] = (CONTEXT,)
     neutral: ClassVar[bool] = False
 
     def sites(self, backbone: Backbone) -> list[Site]:
@@ -81,6 +80,14 @@ class TextPrompt(ExpertKind):
         """Put the words into the texts."""
         ((path, tensors),) = sites.items()
         return with_words(model, path, lambda: tensors()[CONTEXT], self.place)
+
+
+class TextPrompt(LearnedWords):
+    """The same learned words around all texts."""
+
+    kind: Literal["text_prompt"] = "text_prompt"
+    peft_type: ClassVar[str] = "TEXT_PROMPT"
+    parameter_names: ClassVar[tuple[str, ...]] = (CONTEXT,)
 
 
 def embeddings_of(backbone: Backbone, kind: str, towers: tuple[str, ...] | None) -> Site:

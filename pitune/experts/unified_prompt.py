@@ -106,10 +106,10 @@ class UnifiedPrompt(ExpertKind):
 
         def words() -> Tensor:
             held = sites[text]()
-            return _linear(seen(held)[:, : self.tokens], held, WORDS)
+            return linear(seen(held)[:, : self.tokens], held, WORDS)
 
         def tokens() -> Tensor:
-            return _linear(seen(sites[text]())[:, self.tokens :], sites[image](), TOKENS)
+            return linear(seen(sites[text]())[:, self.tokens :], sites[image](), TOKENS)
 
         return [
             *with_words(model, text, words, "end"),
@@ -129,8 +129,8 @@ def seen(held: Tensors) -> Tensor:
         met = torch.softmax(torch.bmm(query, key.transpose(1, 2)) / math.sqrt(u.shape[-1]), -1)
         u = u + torch.bmm(torch.bmm(met, value), held[ATTENTION[3]].transpose(1, 2))
     if FEED_FORWARD[0] in held:
-        inner = nn.functional.gelu(_linear(_normed(u, held, NORMS[2:]), held, FEED_FORWARD[:2]))
-        u = u + _linear(inner, held, FEED_FORWARD[2:])
+        inner = nn.functional.gelu(linear(_normed(u, held, NORMS[2:]), held, FEED_FORWARD[:2]))
+        u = u + linear(inner, held, FEED_FORWARD[2:])
     return u
 
 
@@ -139,7 +139,7 @@ def _normed(x: Tensor, held: Tensors, names: tuple[str, ...]) -> Tensor:
     return nn.functional.layer_norm(x, x.shape[-1:]) * weight + bias
 
 
-def _linear(x: Tensor, held: Tensors, names: tuple[str, ...]) -> Tensor:
-    """Return x Wᵀ + b for each expert."""
+def linear(x: Tensor, held: Tensors, names: tuple[str, ...]) -> Tensor:
+    """Return x Wᵀ + b for each expert, (E, rows, output width), with the weight and the bias of these ``names``."""
     weight, bias = (held[name] for name in names)
     return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))

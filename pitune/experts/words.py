@@ -61,7 +61,10 @@ class _Words:
         """Make room: the first id stands in for a word, for it is neither the end of a text nor padding."""
         given = named_arguments(reader, args, kwargs)
         ids, mask = given["input_ids"], given.get("attention_mask")
-        self.vectors = per_row(self.words(), len(ids))  # (rows, count, width)
+        words = self.words()
+        if len(ids) % len(words):
+            raise PituneError(f"{len(ids)} texts are no {len(words)} equal groups, one for each set of learned words")
+        self.vectors = per_row(words, len(ids))  # (rows, count, width)
         count = self.vectors.shape[1]
         order = _order(ids, mask, count, self.place, reader.config)
         self.learned = order - ids.shape[1]  # (rows, tokens), which word stands there; negative: none

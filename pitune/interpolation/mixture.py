@@ -57,11 +57,17 @@ class Mixture(nn.Module):
             for row, (path, site) in enumerate(self.members.named_sites())
         }
 
+    @property
+    def conditional(self) -> bool:
+        """Whether it acts on texts beside each example otherwise."""
+        return self.members.conditional
+
     @contextlib.contextmanager
-    def attached(self, model: nn.Module) -> Iterator[None]:
-        """Let the mixed expert act on ``model`` inside the block."""
+    def attached(self, model: nn.Module, examples: Tensor | None = None) -> Iterator[None]:
+        """Let the mixed expert act on ``model`` inside the block, beside ``examples`` as a bank's experts would."""
         mixed = self.mixed()
-        handles = attach(self.members.kind, model, {path: lambda path=path: mixed[path] for path in mixed})  # type: ignore[misc]
+        sites = {path: lambda path=path: mixed[path] for path in mixed}  # type: ignore[misc]
+        handles = attach(self.members.kind, model, sites, examples)
         try:
             yield
         finally:

@@ -47,15 +47,24 @@ class Answers:
 class Acting(Protocol):
     """Who acts on a backbone: a bank, some of its experts, a mixture, or nobody."""
 
-    def attached(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Act on ``model`` inside the block."""
+    @property
+    def conditional(self) -> bool:
+        """Whether they act on candidates' texts beside each example otherwise."""
+
+    def attached(self, model: nn.Module, examples: Tensor | None = None) -> AbstractContextManager[None]:
+        """Act on ``model`` inside the block.
+
+        Those who are conditional act on texts beside ``examples``, embeddings (E · rows, width): a group of texts each.
+        """
 
 
 class _Nobody:
     """No expert: the backbone alone."""
 
+    conditional = False
+
     @contextlib.contextmanager
-    def attached(self, model: nn.Module) -> Iterator[None]:
+    def attached(self, model: nn.Module, examples: Tensor | None = None) -> Iterator[None]:
         """Leave ``model`` as it is."""
         yield
 

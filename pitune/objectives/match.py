@@ -5,18 +5,21 @@ candidates only: those of other tasks in the batch are left out, not multiplied 
 
 A candidate that no expert touches is the mean of its text's embeddings in all of its task's templates (arXiv
 2103.00020, section 3.1.4). One that experts act on is read in one sentence, ``live_template``: with learned words
-around it, as in CoOp (arXiv 2109.01134), there is nothing to average.
+around it, as in CoOp (arXiv 2109.01134), there is nothing to average. Experts that are conditional (CoCoOp, arXiv
+2203.05557) read it beside each example anew: as many texts as pairs of an example and a candidate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pitune.backbones.base import Backbone, Encoded, Inputs
 from pitune.objectives.base import Acting, Answers, Objective, Row
@@ -138,12 +141,9 @@ class Match(Objective):
 
     def logits(self, backbone: Backbone, acting: Acting, batch: MatchBatch) -> Tensor:
         """Score each group's candidates: (E, rows, most), float32; those that a row does not meet get -inf."""
-        with acting.attached(backbone.model):
-            examples, candidates = backbone(batch.examples), backbone(batch.candidates)
-        groups = len(batch.labels)
-        examples, candidates = (found.view(groups, -1, found.shape[-1]) for found in (examples, candidates))
-        logits = self.scale * torch.bmm(examples, candidates.transpose(1, 2))
-        return logits.masked_fill(~batch.met, float("-inf"))
+        each_anew = acting.conditional and batch.candidates.embeddings is None
+        cosines = (_cosines_anew if each_anew else _cosines)(backbone, acting, batch)
+        return (self.scale * cosines).masked_fill(~batch.met, float("-inf"))
 
     def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the cross-entropy (E, rows) of logits (E, rows, most) with the right candidates (E, rows)."""
@@ -154,6 +154,45 @@ class Match(Objective):
         reached = logits.detach().double().softmax(-1).cumsum(-1)
         last = (logits > float("-inf")).long().cumsum(-1).argmax(-1)  # the last candidate that the row meets
         return torch.minimum((reached <= luck.to(reached).unsqueeze(-1)).sum(-1), last)
+
+
+def _cosines(backbone: Backbone, acting: Acting, batch: MatchBatch) -> Tensor:
+    """Return the cosines of all examples with all candidates of their group: (E, rows, most)."""
+    with acting.attached(backbone.model):
+        examples, candidates = backbone(batch.examples), backbone(batch.candidates)
+    groups = len(batch.labels)
+    examples, candidates = (found.view(groups, -1, found.shape[-1]) for found in (examples, candidates))
+    return torch.bmm(examples, candidates.transpose(1, 2))
+
+
+def _cosines_anew(backbone: Backbone, acting: Acting, batch: MatchBatch) -> Tensor:
+    """Return the same, (E, rows, most), where an example's candidates are read beside it; of its own task's only.
+
+    As many texts as may be run at once make a part. Where there are several, none keeps what its gradient needs: the
+    backward pass runs a part again, so that the room that texts take does not grow with the classes.
+    """
+    with acting.attached(backbone.model):
+        examples = backbone(batch.examples)  # (E · rows, width)
+    groups, _, most = batch.met.shape
+    own = int(batch.met.sum(-1).max())  # candidates of the largest task
+    each = max(1, backbone.rows_at_once // len(examples))
+    place, shift = torch.arange(most, device=examples.device), batch.shift.unsqueeze(-1)
+    group = most * torch.arange(groups, device=examples.device).view(-1, 1, 1)
+
+    def read(start: int) -> Tensor:
+        which = group + (shift + place[start : min(start + each, own)]).clamp(max=most - 1)  # (E, rows, part)
+        # Words stand among the embeddings, so no layer of these texts has run before.
+        texts = {name: tensor[which.flatten()] for name, tensor in batch.candidates.tensors.items()}
+        with acting.attached(backbone.model, examples):
+            found = backbone(replace(batch.candidates, tensors=texts))
+        return torch.bmm(found.view(len(examples), -1, found.shape[-1]), examples.unsqueeze(-1)).view(which.shape)
+
+    starts = range(0, own, each)
+    run: Callable[[int], Tensor] = read
+    if len(starts) > 1 and torch.is_grad_enabled():
+        run = functools.partial(checkpoint, read, use_reentrant=False, preserve_rng_state=False)
+    cosines = torch.cat([run(start) for start in starts], -1)  # (E, rows, own)
+    return cosines.gather(-1, (place - shift).clamp(0, own - 1))
 
 
 def _filled(groups: Sequence[Sequence[T]], most: int) -> list[T]:

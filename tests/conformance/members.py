@@ -19,7 +19,7 @@ from tinymodel import SHAPES, make_task, open_encoder, random_expert, save_encod
 
 from pitune.backbones import Backbone
 from pitune.errors import PituneError
-from pitune.experts import KINDS, Expert, ExpertKind, TextPrompt, UnifiedPrompt, VisualPrompt
+from pitune.experts import KINDS, ConditionalPrompt, Expert, ExpertKind, TextPrompt, UnifiedPrompt, VisualPrompt
 from pitune.objectives import OBJECTIVES, Objective, Row, Rows
 from pitune.tasks.task import Task
 
@@ -94,8 +94,9 @@ class Member:
 
 
 def small(kind: type[ExpertKind], towers: tuple[str, ...] | None) -> ExpertKind:
-    """Make a kind for a tiny backbone, in the last two layers; text prompts are read by all."""
+    """Make a kind for a tiny backbone, in the last two layers; words are read by all."""
     own: dict[str, object] = {
+        ConditionalPrompt: {"tokens": 3, "layers": None},
         TextPrompt: {"tokens": 3, "layers": None},
         UnifiedPrompt: {"tokens": 2, "width": 16},
         VisualPrompt: {"tokens": 3},

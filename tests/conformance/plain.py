@@ -54,8 +54,9 @@ class Plain:
 
     def _match(self, scale: float, task: Task, example: Example) -> Tensor:
         apart = self.bare.texts_tower != self.bare.examples_tower  # else candidates are what the backbone alone says
+        found = self.vector(self.bare.encode([example])[0], True)  # first: a text may be read beside it
         texts = torch.stack([self.vector(text, apart) for text in self.bare.encode_texts(task.label_texts)])
-        scores = scale * texts @ self.vector(self.bare.encode([example])[0], True)
+        scores = scale * texts @ found
         return scores.exp().sum().log() - scores[example.label]
 
     def gradient(self, loss: Tensor) -> Expert:
