@@ -13,7 +13,7 @@ import pyarrow as pa
 from pitune.errors import PituneError
 from pitune.store import Job, Manifest, Store, table_bytes
 from pitune.tasks.metrics import METRICS
-from pitune.tasks.task import Example, Slice
+from pitune.tasks.task import Example, Slice, spelled
 from pitune.training.choice import spent
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ SIDE = 96
 LINE = 160
 """Characters of a shown text, at most."""
 CARD: dict[str, pa.DataType] = {"key": pa.string(), "text": pa.string(), "label": pa.string(), "picture": pa.binary()}
-"""The columns of a card's examples, and their types."""
+"""The columns of a card's examples, and their types; of a multilabel task ``label`` is a list of those."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,17 @@ def write_card(materials: Materials, job: CardJob) -> None:
         {
             "key": example.key,
             "text": shorten(example.text),
-            "label": task.labels[example.label],
+            "label": spelled(example.label, task.labels),
             "picture": example.picture.thumbnail(SIDE) if example.picture else None,
         }
         for example in sorted(materials.test(task.name), key=_lot)[:SHOWN]
     ]
+    columns = CARD | ({"label": pa.list_(pa.string())} if task.family == "multilabel" else {})
     materials.store.commit(
         job.artifacts[0],
         {
             "labels.parquet": table_bytes(labels),
-            "examples.parquet": table_bytes(pa.Table.from_pylist(rows, pa.schema(CARD))),
+            "examples.parquet": table_bytes(pa.Table.from_pylist(rows, pa.schema(columns))),
         },
         job.fingerprint,
         inputs=job.inputs,

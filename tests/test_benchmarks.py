@@ -53,7 +53,7 @@ def write_elevater(data: Path, tasks: dict[str, dict[str, Any]]) -> None:
         end = "json" if form == "coco" else "txt"
         entry = {
             "name": source["dataset"],
-            "type": "classification_multiclass",
+            "type": f"classification_multi{'label' if name == 'voc_2007' else 'class'}",
             "root_folder": f"classification/{name}_20211007",
             **{split: {"index_path": f"{split}.{end}", "files_for_local_usage": [f"{split}.zip"]} for split in held},
             **({"format": "coco"} if form == "coco" else {"labelmap": "labels.txt"}),
@@ -68,7 +68,8 @@ def test_elevater(data: Path, model: Path, tmp_path: Path) -> None:
     write_elevater(data, values["tasks"])
     plan = planned(values)
     metrics = Counter(plan.facts.task(name).metric for name in values["tasks"])
-    assert metrics == {"accuracy": 14, "balanced_accuracy": 4, "roc_auc": 1}
+    assert metrics == {"accuracy": 14, "balanced_accuracy": 4, "roc_auc": 1, "mean_average_precision": 1}
+    assert plan.facts.task("voc_2007").family == "multilabel"
     assert plan.facts.task("hateful_memes").label_texts == ("meme", "hatespeech meme")
     assert plan.facts.task("cifar_100").templates == plan.facts.task("cifar_10").templates != ("{}",)
 

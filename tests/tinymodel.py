@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,18 @@ def make_task(name: str, classes: int, examples: int, longest: int = 12) -> Task
     labels = tuple(f"label{number}" for number in range(classes))
     texts = tuple(f"w{40 + number}" for number in range(classes))
     return Task(name, "text", "accuracy", labels, texts, splits, f"{name}-{classes}-{examples}")
+
+
+def with_several(task: Task) -> Task:
+    """Return a multilabel task of the same texts, each with none of the labels, one, two and so on, in turn."""
+    count = len(task.labels)
+
+    def changed(number: int, example: Example) -> Example:
+        has = [(example.labels[0] + further) % count for further in range(number % (count + 1))]
+        return replace(example, label=tuple(sorted(has)))
+
+    splits = {split: tuple(map(changed, range(len(held)), held)) for split, held in task.splits.items()}
+    return replace(task, splits=splits, family="multilabel", metric="mean_average_precision")
 
 
 def make_rows(encoder: Backbone, task: Task, split: str = "train", again: bool = True) -> Rows:

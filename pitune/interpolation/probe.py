@@ -56,7 +56,7 @@ def fit_probe(materials: Materials, job: ProbeJob) -> None:
     began = time.perf_counter()
     backbone, data = materials.backbone, materials.data(job.slice)
     train, held_out = (features(backbone, part) for part in (data.train, data.validation))
-    labels, right = ([example.label for example in part] for part in (data.train, data.validation))
+    labels, right = ([example.labels[0] for example in part] for part in (data.train, data.validation))
     probes: dict[float, Probe] = {}
     iterations = 0
 

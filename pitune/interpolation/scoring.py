@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pitune.backbones import Backbone
 from pitune.experts import Bank, Expert, ExpertKind
@@ -29,26 +28,25 @@ class ScoringJob(Job):
 @torch.no_grad()
 def answers(
     backbone: Backbone, kind: ExpertKind, objective: Objective, experts: Sequence[Expert], rows: Rows
-) -> tuple[list[list[Any]], Tensor]:
-    """Return the answer of each expert to each row, and how sure it is of it, (E, rows), on the CPU.
+) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Return the answer of each expert to each row, and how sure it is of it, E lists each.
 
     Without experts the backbone alone answers: E is 1.
     """
     acting = Bank(kind, experts).to(backbone.device) if experts else NOBODY
     firsts = backbone.firsts(list(experts[0])) if experts else {}
     copies = max(1, len(experts))
-    said: list[list[Any]] = [[None] * len(rows) for _ in range(copies)]
-    scores = torch.empty(copies, len(rows))
+    said, scores = ([[None] * len(rows) for _ in range(copies)] for _ in range(2))
     order = rows.by_cost()
     each = max(1, backbone.rows_at_once // copies)
     for start in range(0, len(order), each):
         chosen = order[start : start + each]
         batch = objective.collate(backbone, firsts, [rows.take(chosen)] * copies)
         found = objective.answers(backbone, acting, batch)
-        scores[:, chosen] = found.scores.float().cpu()
-        for mine, theirs in zip(said, found.answers, strict=True):
-            for index, answer in zip(chosen, theirs, strict=True):
-                mine[index] = answer
+        for whole, part in ((said, found.answers), (scores, found.scores)):
+            for mine, theirs in zip(whole, part, strict=True):
+                for index, one in zip(chosen, theirs, strict=True):
+                    mine[index] = one
     return said, scores
 
 
@@ -72,12 +70,12 @@ def _score(materials: Materials, kind: ExpertKind, held: Sequence[tuple[ScoringJ
     jobs, experts = [job for job, _ in held], [expert for _, expert in held if expert]
     said, scores = answers(materials.backbone, kind, materials.objective, experts, rows)
     seconds = (time.perf_counter() - began) / len(jobs)
-    for job, mine, sure in zip(jobs, said, scores.tolist(), strict=True):
+    for job, mine, sure in zip(jobs, said, scores, strict=True):
         commit_predictions(materials, job, mine, sure, seconds)
 
 
 def commit_predictions(
-    materials: Materials, job: ScoringJob, said: Sequence[Any], sure: Sequence[float], seconds: float
+    materials: Materials, job: ScoringJob, said: Sequence[Any], sure: Sequence[Any], seconds: float
 ) -> None:
     """Commit what was predicted of a task's test examples, and what that scores.
 
@@ -85,15 +83,16 @@ def commit_predictions(
         materials: the study's.
         job: whose expert predicted.
         said: the answer to each example.
-        sure: how sure the expert is of it.
+        sure: how sure the expert is of it, or how well each label scores.
         seconds: what it took.
     """
     task, examples, text = materials.task(job.task), materials.test(job.task), materials.objective.text
     truth = [text(task, materials.objective.target(task, example)) for example in examples]
     predictions = [text(task, answer) for answer in said]
+    scores = [dict(zip(task.labels, one, strict=True)) if isinstance(one, list) else one for one in sure]
     table = [
         {"key": example.key, "label": label, "prediction": prediction, "score": value}
-        for example, label, prediction, value in zip(examples, truth, predictions, sure, strict=True)
+        for example, label, prediction, value in zip(examples, truth, predictions, scores, strict=True)
     ]
     materials.store.commit(
         job.artifacts[0],
@@ -103,6 +102,6 @@ def commit_predictions(
         expert=job.expert,
         seconds=seconds,
         metric=task.metric,
-        value=METRICS[task.metric](truth, predictions, sure),
+        value=METRICS[task.metric](truth, predictions, scores),
         examples=len(examples),
     )

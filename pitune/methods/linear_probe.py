@@ -33,12 +33,13 @@ class LinearProbe(Method):
 
     No expert acts, and no label's text is read: it is what the shots say of the labels, and nothing else. It tries
     strengths of the L2 penalty, in the order of :func:`pitune.interpolation.probe.swept`. A caption of a retrieval task
-    is a label with one example, which no classifier learns from others: those tasks have no row.
+    is a label with one example, which no classifier learns from others: those tasks have no row, nor have multilabel
+    ones, whose labels exclude none of the others.
     """
 
     name = "linear_probe"
     title = "linear probe"
-    note = "logistic regression on the frozen backbone's embeddings of the shots, no expert; not of retrieval tasks"
+    note = "logistic regression on the frozen backbone's embeddings of the shots, no expert; of classification alone"
     sees = "shots"
     families = ("classification",)
 

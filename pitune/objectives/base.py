@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pitune.backbones.base import Backbone, Encoded
 from pitune.settings import Settings
-from pitune.tasks.task import Example, Task
+from pitune.tasks.task import Example, Task, spelled
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,13 @@ class Answers:
     Attributes:
         losses: (E, rows), float32.
         answers: the answer to each row, E lists; comparable with the rows' targets.
-        scores: (E, rows), how sure the expert is of its answer: a probability where the objective has one.
+        scores: how sure the expert is of each answer, E lists: a probability where the objective has one. Of a row that
+            may have several labels, a list of how well each label of its task scores.
     """
 
     losses: Tensor
     answers: list[list[Any]]
-    scores: Tensor
+    scores: list[list[Any]]
 
 
 class Acting(Protocol):
@@ -89,9 +90,9 @@ class Objective(Settings, ABC):
         """Return what is right for an example; by default its label."""
         return example.label
 
-    def text(self, task: Task, answer: Any) -> str:
-        """Return an answer, or a target, as tables and metrics have it; by default a label's value."""
-        return task.labels[answer] if isinstance(answer, int) else str(answer)
+    def text(self, task: Task, answer: Any) -> str | list[str]:
+        """Return an answer, or a target, as tables and metrics have it; by default a label's value, or their list."""
+        return spelled(answer, task.labels) if isinstance(answer, int | tuple) else str(answer)
 
     def shares(self, backbone: Backbone, firsts: Mapping[str, int]) -> bool:
         """Say whether rows of one expert share a computation that the expert acts in; by default they do not.

@@ -3,6 +3,12 @@
 A task has no head of its own, so zero-shot works and all tasks share one parameter space. A row meets its own task's
 candidates only: those of other tasks in the batch are left out, not multiplied by zero.
 
+Where one candidate is right the loss is the cross-entropy. Where several may be (a multilabel task), each is right or
+wrong by itself: the loss is the mean over the candidates of the binary cross-entropy with logits. The logit is the same
+scaled cosine, without a bias of its own, so that experts of both families share one parameter space. The backbone alone
+then says little of *whether* a candidate is right, for its cosines with texts are mostly above 0; but they rank the
+examples by *how well* it fits, and mean average precision, by which zero-shot is scored too, needs no threshold.
+
 A candidate that no expert touches is the mean of its text's embeddings in all of its task's templates (arXiv
 2103.00020, section 3.1.4). One that experts act on is read in one sentence, ``live_template``: with learned words
 around it, as in CoOp (arXiv 2109.01134), there is nothing to average. Experts that are conditional (CoCoOp, arXiv
@@ -16,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
@@ -49,19 +56,21 @@ class MatchBatch:
         examples: E · rows of them.
         candidates: E · most; groups with fewer are filled up with what no row meets.
         met: (E, rows, most), whether a row meets a candidate.
-        labels: (E, rows), the right one's place among the group's candidates.
+        right: (E, rows, most), whether a candidate is right for a row.
+        several: (E, rows), whether any number of them may be; None: of all rows exactly one is.
         shift: (E, rows), the place of the first candidate of a row's own task.
     """
 
     examples: Inputs
     candidates: Inputs
     met: Tensor
-    labels: Tensor
+    right: Tensor
+    several: Tensor | None
     shift: Tensor
 
 
 class Match(Objective):
-    """Cosine with candidates' texts, softmax over them."""
+    """Cosine with candidates' texts, softmax over them, or where several may be right a sigmoid for each."""
 
     kind: Literal["match"] = "match"
     scale: float = Field(20.0, gt=0, description="logits are the cosine times this")
@@ -94,18 +103,21 @@ class Match(Objective):
         """Batch the rows, and the candidates of each group's tasks."""
         shifts = [_shifts(rows) for rows in groups]
         most = max(sum(len(task.texts) for task in tasks) for tasks in shifts)
-        met = torch.zeros((len(groups), len(groups[0]), most), dtype=torch.bool)
+        met, right = torch.zeros((2, len(groups), len(groups[0]), most), dtype=torch.bool)
         shift = torch.tensor([[tasks[row.task] for row in rows] for tasks, rows in zip(shifts, groups, strict=True)])
+        several = torch.tensor([[isinstance(row.target, tuple) for row in rows] for rows in groups])
         for e, rows in enumerate(groups):
             for r, row in enumerate(rows):
                 met[e, r, shift[e, r] : shift[e, r] + len(row.task.texts)] = True
-        labels = shift + torch.tensor([[row.target for row in rows] for rows in groups])
+                for label in row.target if several[e, r] else (row.target,):
+                    right[e, r, shift[e, r] + label] = True
         place = backbone.device
         return MatchBatch(
             backbone.inputs([row.encoded for rows in groups for row in rows], firsts),
             self._candidates(backbone, firsts, shifts, most),
             met.to(place),
-            labels.to(place),
+            right.to(place),
+            several.to(place) if several.any() else None,
             shift.to(place),
         )
 
@@ -126,18 +138,28 @@ class Match(Objective):
     def losses(self, backbone: Backbone, acting: Acting, batch: MatchBatch, luck: Tensor | None = None) -> Tensor:
         """Return the loss of each row, (E, rows)."""
         logits = self.logits(backbone, acting, batch)
-        return self.row_losses(logits, batch.labels if luck is None else self.drawn(logits, luck))
+        right = batch.right if luck is None else self.drawn(logits, luck, batch.several)
+        return self.row_losses(logits, right, batch.several)
 
     def both_losses(self, backbone: Backbone, acting: Acting, batch: MatchBatch, luck: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses with the batch's candidates and with drawn ones, of the same logits."""
         logits = self.logits(backbone, acting, batch)
-        return self.row_losses(logits, batch.labels), self.row_losses(logits, self.drawn(logits, luck))
+        drawn = self.drawn(logits, luck, batch.several)
+        return self.row_losses(logits, batch.right, batch.several), self.row_losses(logits, drawn, batch.several)
 
     def answers(self, backbone: Backbone, acting: Acting, batch: MatchBatch) -> Answers:
-        """Return the likeliest candidate of each row, its place among its task's labels, and its probability."""
+        """Return the likeliest candidate of each row, its place among its task's labels, and its probability.
+
+        Of a row that may have several: the places of the candidates that are likelier right than wrong, and the
+        logits of all of them. (The sigmoid of a large one is 1 in float32, which ranks nothing.)
+        """
         logits = self.logits(backbone, acting, batch)
-        scores, places = logits.softmax(-1).max(-1)
-        return Answers(self.row_losses(logits, batch.labels), (places - batch.shift).tolist(), scores)
+        likely, places = logits.softmax(-1).max(-1)
+        answers, scores = (places - batch.shift).tolist(), likely.tolist()
+        for e, r in [] if batch.several is None else batch.several.nonzero().tolist():
+            scores[e][r] = logits[e, r][batch.met[e, r]].tolist()
+            answers[e][r] = tuple(place for place, logit in enumerate(scores[e][r]) if logit > 0)
+        return Answers(self.row_losses(logits, batch.right, batch.several), answers, scores)
 
     def logits(self, backbone: Backbone, acting: Acting, batch: MatchBatch) -> Tensor:
         """Score each group's candidates: (E, rows, most), float32; those that a row does not meet get -inf."""
@@ -145,22 +167,47 @@ class Match(Objective):
         cosines = (_cosines_anew if each_anew else _cosines)(backbone, acting, batch)
         return (self.scale * cosines).masked_fill(~batch.met, float("-inf"))
 
-    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy (E, rows) of logits (E, rows, most) with the right candidates (E, rows)."""
-        return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+    def row_losses(self, logits: Tensor, right: Tensor, several: Tensor | None) -> Tensor:
+        """Return the loss of each row, (E, rows): the cross-entropy, or the mean of the binary ones.
 
-    def drawn(self, logits: Tensor, luck: Tensor) -> Tensor:
-        """Draw a candidate for each row of ``logits`` (E, rows, most) from the softmax, by ``luck`` (E, rows)."""
+        Args:
+            logits: (E, rows, most).
+            right: (E, rows, most), which candidates are.
+            several: (E, rows), whether any number of them may be; None: of all rows exactly one is.
+        """
+        losses = -logits.log_softmax(-1).masked_fill(~right, 0.0).sum(-1)
+        if several is None:
+            return losses
+        met = logits > float("-inf")
+        each = nn.functional.binary_cross_entropy_with_logits(
+            logits.masked_fill(~met, 0.0), right.to(logits), reduction="none"
+        )
+        return torch.where(several, each.masked_fill(~met, 0.0).sum(-1) / met.sum(-1), losses)
+
+    def drawn(self, logits: Tensor, luck: Tensor, several: Tensor | None) -> Tensor:
+        """Draw which candidates are right for each row of ``logits`` (E, rows, most): (E, rows, most).
+
+        By ``luck`` (E, rows) one of them, from the softmax. For ``several`` rows (E, rows) it seeds a number for each
+        candidate, which is drawn by itself, with the probability that its sigmoid gives.
+        """
         reached = logits.detach().double().softmax(-1).cumsum(-1)
-        last = (logits > float("-inf")).long().cumsum(-1).argmax(-1)  # the last candidate that the row meets
-        return torch.minimum((reached <= luck.to(reached).unsqueeze(-1)).sum(-1), last)
+        met = logits > float("-inf")
+        last = met.long().cumsum(-1).argmax(-1)  # the last candidate that the row meets
+        places = torch.minimum((reached <= luck.to(reached).unsqueeze(-1)).sum(-1), last)
+        right = nn.functional.one_hot(places, logits.shape[-1]).bool()
+        for e, r in [] if several is None else several.nonzero().tolist():
+            mine, generator = met[e, r], np.random.default_rng(int(luck[e, r] * 2**32))
+            numbers = torch.from_numpy(generator.random(int(mine.sum()))).to(logits.device)
+            right[e, r] = False
+            right[e, r, mine] = numbers < logits[e, r, mine].detach().sigmoid()
+        return right
 
 
 def _cosines(backbone: Backbone, acting: Acting, batch: MatchBatch) -> Tensor:
     """Return the cosines of all examples with all candidates of their group: (E, rows, most)."""
     with acting.attached(backbone.model):
         examples, candidates = backbone(batch.examples), backbone(batch.candidates)
-    groups = len(batch.labels)
+    groups = len(batch.met)
     examples, candidates = (found.view(groups, -1, found.shape[-1]) for found in (examples, candidates))
     return torch.bmm(examples, candidates.transpose(1, 2))
 

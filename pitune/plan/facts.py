@@ -101,7 +101,7 @@ class Facts:
         return len(self.sources) - self._sources_of[task]
 
     def size(self, chosen: Slice) -> int:
-        """Return how many training examples a slice has."""
+        """Return how many training examples a slice has, or where one may have several labels, at most has."""
         task = self.task(chosen.task)
         return len(task.splits["train"]) if chosen.shots is None else chosen.shots * len(task.pools)
 

@@ -16,6 +16,8 @@ MOST = 240
 """So many examples are on a page, at most: of more than thirty tasks each shows fewer than its card has."""
 ANSWER = 60
 """Characters of a label's text in the page; the whole of it is in the hover text."""
+NONE = "none of them"
+"""What stands for the labels of an example that has none, of those of a multilabel task."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method said to an example: the label's text, whole and cut, and whether it is right."""
+    """What a method said to an example: the label's text (or all labels'), whole and cut, and whether it is right."""
 
     text: str
     short: str
@@ -117,20 +119,22 @@ def _gallery(store: Store, card: Card, rows: list[dict[str, Any]], most: int) ->
     )
 
 
-def _said(store: Store, artifact: str, keys: set[str]) -> dict[str, str]:
-    """Return the label that predictions have for each of ``keys``."""
+def _said(store: Store, artifact: str, keys: set[str]) -> dict[str, str | list[str]]:
+    """Return the label, or the labels, that predictions have for each of ``keys``."""
     table = store.table(artifact, columns=["key", "prediction"]).to_pydict()
     return {key: said for key, said in zip(table["key"], table["prediction"], strict=True) if key in keys}
 
 
-def _shown(example: dict[str, Any], texts: dict[str, str], said: list[str | None]) -> Shown:
+def _shown(example: dict[str, Any], texts: dict[str, str], said: list[str | list[str] | None]) -> Shown:
     label, picture = example["label"], address(example["picture"])
-    answers = [None if one is None else _answer(texts.get(one, one), one == label) for one in said]
+    answers = [None if one is None else _answer(one, texts, one == label) for one in said]
     is_lost = bool(example["picture"] is not None and not picture)
-    return Shown(example["text"], picture, is_lost, _answer(texts.get(label, label), True), answers)
+    return Shown(example["text"], picture, is_lost, _answer(label, texts, True), answers)
 
 
-def _answer(text: str, is_right: bool) -> Answer:
+def _answer(said: str | list[str], texts: dict[str, str], is_right: bool) -> Answer:
+    labels = [said] if isinstance(said, str) else said
+    text = ", ".join(texts.get(label, label) for label in labels) or NONE
     return Answer(text, text if len(text) <= ANSWER else text[: ANSWER - 1] + "…", is_right)
 
 

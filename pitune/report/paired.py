@@ -14,7 +14,7 @@ import numpy as np
 from pitune.report.contents import Group, Manifests, split_slice
 from pitune.report.prediction import Row, estimate
 from pitune.store import Store
-from pitune.tasks.metrics import METRICS
+from pitune.tasks.metrics import METRICS, OF_SEVERAL
 
 PARTS = 20
 """Test examples are left out a part at a time."""
@@ -54,9 +54,10 @@ def reaches(store: Store, manifests: Manifests, rows: Iterable[Row]) -> dict[tup
 def _without_parts(store: Store, artifact: str, metric: str) -> list[float]:
     """Return the score of predictions, and with each part left out; nothing but the score for too few examples."""
     table = store.table(artifact, columns=["key", "label", "prediction", "score"]).sort_by("key").to_pydict()
-    _, codes = np.unique([*table["label"], *table["prediction"]], return_inverse=True)
-    labels, said = codes.reshape(2, -1)
-    sure = np.array(table["score"])
+    labels, said, sure = (np.fromiter(table[name], dtype=object) for name in ("label", "prediction", "score"))
+    if metric not in OF_SEVERAL:  # numbers are compared faster than texts
+        _, codes = np.unique([*labels, *said], return_inverse=True)
+        (labels, said), sure = codes.reshape(2, -1), sure.astype(np.float64)
     parts = np.arange(len(labels)) % PARTS
     kept = [parts != part for part in range(PARTS)] if len(labels) >= 2 * PARTS else []
     return [METRICS[metric](labels[one], said[one], sure[one]) for one in (np.full(len(labels), True), *kept)]

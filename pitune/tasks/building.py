@@ -20,9 +20,9 @@ from dataclasses import replace
 from pitune.errors import PituneError
 from pitune.store import fingerprint_of
 from pitune.tasks.duplicates import without_near_duplicates
-from pitune.tasks.metrics import OF_TWO
+from pitune.tasks.metrics import OF_SEVERAL, OF_TWO
 from pitune.tasks.readers import Row
-from pitune.tasks.task import NAME, PLAIN, SPLITS, Example, Family, Task
+from pitune.tasks.task import NAME, PLAIN, SPLITS, Example, Family, Label, Task
 
 SHARES: dict[tuple[str, ...], tuple[float, float, float]] = {
     (): (1.0, 0.0, 0.0),
@@ -51,31 +51,30 @@ def build_task(
         metric: a name in :data:`pitune.tasks.metrics.METRICS`.
         labels: each label value's text; the order gives the label indices. None: it is a retrieval task, whose label
             values are captions; those of all examples that are left are its labels, in alphabetic order.
-        rows: the rows of each split.
+        rows: the rows of each split. One whose label is a tuple makes it a multilabel task.
         near_duplicates: by how many bits near-duplicates differ at most; None: they are kept.
         templates: of the candidates' texts; see :class:`~pitune.tasks.task.Task`.
 
     Raises:
         PituneError: a row has an unknown label value, an empty text or a key that another one has, some have pictures
-            or texts and others none, a split lacks a class, or the metric is not for this many classes.
+            or texts and others none, a split lacks a class, or the metric is not for such labels.
     """
     if NAME.fullmatch(name) is None:
         raise PituneError(f"task {name!r}: a task's name has lower-case letters, digits, _ and - only")
-    if metric in OF_TWO and (labels is None or len(labels) != 2):
-        raise PituneError(f"task {name}: {metric} is a metric of two classes; it has {len(labels or ()) or 'captions'}")
-    family: Family = "classification"
+    family = _family(labels, rows)
+    _check_metric(name, metric, family, labels)
     if labels is None:
-        family, rows = "retrieval", {split: [_captioned(row) for row in rows[split]] for split in SPLITS}
-        labels = {label: label for label in sorted({row.label for held in rows.values() for row in held})}
+        rows = {split: [_captioned(row) for row in rows[split]] for split in SPLITS}
+        labels = {label: label for label in sorted({row.labels[0] for held in rows.values() for row in held})}
     index = {label: i for i, label in enumerate(labels)}
-    checked = {split: [_example(name, row, index) for row in rows[split]] for split in SPLITS}
+    checked = {split: [_example(name, family, row, index) for row in rows[split]] for split in SPLITS}
     _check_keys(name, checked)
     splits = without_duplicates(checked)
     if near_duplicates is not None:
         splits = without_near_duplicates(name, splits, near_duplicates)
     if family == "retrieval":
         labels, splits = _still_met(tuple(labels), splits)
-    _check_classes(name, tuple(labels) if family == "classification" else (), splits)
+    _check_classes(name, () if family == "retrieval" else tuple(labels), splits)
     modality = _modality(name, splits)
     facts = {"name": name, "modality": modality, "metric": metric, "labels": list(labels.items())}
     # What all tasks were before there were others is left out: their fingerprints are what they were.
@@ -104,7 +103,7 @@ def _content(example: Example) -> tuple[str, str | None]:
     return example.text, None if example.picture is None else example.picture.digest
 
 
-def _facts(example: Example) -> list[str | int]:
+def _facts(example: Example) -> list[str | Label]:
     """Return what a fingerprint has of an example; of one without a picture what it had before there were any."""
     return [example.key, example.text, example.label, *([example.picture.digest] if example.picture else [])]
 
@@ -133,7 +132,8 @@ def held_out(rows: list[Row]) -> tuple[list[Row], list[Row]]:
     """
     of_label: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (_place(row.key), row.key)):
-        of_label[row.label].append(row)
+        for label in row.labels:
+            of_label[label].append(row)
     share = SHARES[("validation",)][1]
     held = {row.key for some in of_label.values() for row in some[: max(1, round(share * len(some)))]}
     return [row for row in rows if row.key not in held], [row for row in rows if row.key in held]
@@ -147,18 +147,37 @@ def _place(key: str) -> float:
 # --- checks --------------------------------------------------------------------------------------------------------
 
 
-def _example(task: str, row: Row, index: Mapping[str, int]) -> Example:
+def _family(labels: Mapping[str, str] | None, rows: Mapping[str, list[Row]]) -> Family:
+    if labels is None:
+        return "retrieval"
+    has_several = any(isinstance(row.label, tuple) for held in rows.values() for row in held)
+    return "multilabel" if has_several else "classification"
+
+
+def _check_metric(task: str, metric: str, family: Family, labels: Mapping[str, str] | None) -> None:
+    if family == "multilabel" and metric not in OF_SEVERAL:
+        right = " or ".join(OF_SEVERAL)
+        raise PituneError(f"task {task}: its examples have several labels, {metric} is of one each; write {right}")
+    if family != "multilabel" and metric in OF_SEVERAL:
+        raise PituneError(f"task {task}: {metric} is a metric of examples with several labels; its have one each")
+    if metric in OF_TWO and len(labels or ()) != 2:
+        raise PituneError(f"task {task}: {metric} is a metric of two classes; it has {len(labels or ()) or 'captions'}")
+
+
+def _example(task: str, family: Family, row: Row, index: Mapping[str, int]) -> Example:
     text = (row.text or "").strip()
     if not text and (row.text is not None or row.picture is None):
         raise PituneError(f"{row.place}: the text is empty; remove the row or fill it in")
-    if row.label not in index:
-        raise PituneError(f"{row.place}: label {row.label!r} is none of task {task}'s labels, {', '.join(index)}")
-    return Example(row.key, text, index[row.label], row.picture)
+    for value in row.labels:
+        if value not in index:
+            raise PituneError(f"{row.place}: label {value!r} is none of task {task}'s labels, {', '.join(index)}")
+    several = tuple(sorted({index[value] for value in row.labels}))
+    return Example(row.key, text, several if family == "multilabel" else several[0], row.picture)
 
 
 def _captioned(row: Row) -> Row:
     """Return a row of a retrieval task with its caption as it is compared with others: without white space around."""
-    caption = row.label.strip()
+    caption = row.labels[0].strip()
     if not caption:
         raise PituneError(f"{row.place}: the caption is empty; remove the row or fill it in")
     return replace(row, label=caption)
@@ -168,10 +187,10 @@ def _still_met(
     captions: tuple[str, ...], splits: Mapping[str, tuple[Example, ...]]
 ) -> tuple[dict[str, str], dict[str, tuple[Example, ...]]]:
     """Return the captions that an example has, without those of dropped duplicates, and the examples labelled anew."""
-    met = sorted({example.label for examples in splits.values() for example in examples})
+    met = sorted({example.labels[0] for examples in splits.values() for example in examples})
     place = {label: index for index, label in enumerate(met)}
     return {captions[label]: captions[label] for label in met}, {
-        split: tuple(replace(example, label=place[example.label]) for example in examples)
+        split: tuple(replace(example, label=place[example.labels[0]]) for example in examples)
         for split, examples in splits.items()
     }
 
@@ -188,7 +207,7 @@ def _check_classes(task: str, labels: tuple[str, ...], splits: Mapping[str, tupl
     for split, examples in splits.items():
         if not examples:
             raise PituneError(f"task {task}: its {split} split has no example; it needs one or more")
-        present = {example.label for example in examples}
+        present = {label for example in examples for label in example.labels}
         for index, label in enumerate(labels):
             if index not in present:
                 raise PituneError(

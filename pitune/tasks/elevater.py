@@ -3,7 +3,8 @@
 A registry, ``vision_datasets.json``, is a list of data sets: each has a ``name``, a ``root_folder`` beside the
 registry, and for ``train``, ``val`` and ``test`` an ``index_path``. There are two forms of index, by its ``format``:
 
-- ``iris``, where none is named: lines ``train.zip@path label``, and a ``labelmap`` with a class's name in each line;
+- ``iris``, where none is named: lines ``train.zip@path label``, ``train.zip@path 0,4`` where a picture may have several
+  labels, and a ``labelmap`` with a class's name in each line;
 - ``coco``: JSON with ``images`` (``file_name``, ``zip_file``), ``annotations`` and ``categories``.
 
 A picture's path is relative to the root folder; what follows ``.zip@`` is one inside an archive, and is read from
@@ -12,6 +13,7 @@ there. Where there is no ``val``, it is held out of ``train``.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,8 +30,9 @@ from pitune.tasks.readers import Row, below, safe
 from pitune.tasks.sources import Read, TaskSource, key_of, named, read_json
 from pitune.tasks.zips import PictureZip
 
-TYPES = ("classification_multiclass", "image_classification_multiclass")
-"""What vision-datasets calls a classification with one label to a picture, in its older and its newer versions."""
+TYPES = {"classification_multiclass": False, "classification_multilabel": True}
+"""What vision-datasets calls a classification, and whether a picture may have several labels; newer versions of it say
+``image_`` before that."""
 IN_ZIP = ".zip@"
 
 
@@ -52,6 +55,16 @@ class Entry(BaseModel):
     val: Index | None = None
     test: Index
 
+    @property
+    def has_several(self) -> bool:
+        """Whether a picture may have several labels."""
+        return TYPES[self.plain_type]
+
+    @property
+    def plain_type(self) -> str:
+        """The type as older versions say it."""
+        return self.type.lower().removeprefix("image_")
+
 
 class Image(BaseModel):
     """A picture in a COCO index."""
@@ -62,7 +75,7 @@ class Image(BaseModel):
 
 
 class Annotation(BaseModel):
-    """The label of a picture in a COCO index."""
+    """A label of a picture in a COCO index."""
 
     image_id: int
     category_id: int
@@ -84,10 +97,10 @@ class Coco(BaseModel):
 
 
 class Listed(NamedTuple):
-    """A picture that an index lists: its path, its label's index, and where it stands, for errors."""
+    """A picture that an index lists: its path, its labels' indices, and where it stands, for errors."""
 
     path: str
-    label: int
+    labels: list[int]
     place: str
 
 
@@ -127,14 +140,27 @@ class ElevaterSource(TaskSource):
         with ExitStack() as opened:
             pictures = _Pictures(root, opened)
             rows = {
-                split: [
-                    Row(key_of(split, one.path), None, values[one.label], one.place, pictures.at(one)) for one in listed
-                ]
+                split: [_row(split, one, values, entry.has_several, pictures) for one in listed]
                 for split, listed in lists.items()
             }
         if "validation" not in rows:
             rows["train"], rows["validation"] = held_out(rows["train"])
         return labels, rows
+
+
+def _row(split: str, listed: Listed, values: Sequence[str], has_several: bool, pictures: _Pictures) -> Row:
+    """Return the row of a picture.
+
+    Raises:
+        PituneError: it has several labels, or none, and pictures of its kind of task have one; or it is not there.
+    """
+    labels = tuple(values[label] for label in listed.labels)
+    if not has_several and not labels:
+        raise PituneError(f"{listed.place} has no label; annotate it or take it out")
+    if not has_several and len(labels) > 1:
+        raise PituneError(f"{listed.place} has several labels, {', '.join(labels)}; one of this kind of task has one")
+    label = labels if has_several else labels[0]
+    return Row(key_of(split, listed.path), None, label, listed.place, pictures.at(listed))
 
 
 Lists = tuple[list[str], dict[str, list[Listed]]]
@@ -156,8 +182,8 @@ def _entry(registry: Path, name: str) -> Entry:
         entry = max((Entry.model_validate(one) for one in found), key=lambda one: one.version)
     except ValidationError as error:
         raise PituneError(f"{registry}: {name}: {wrong(error)}") from error
-    if entry.type.lower() not in TYPES:
-        raise PituneError(f"{registry}: {name}: its type is {entry.type}; pitune reads {TYPES[0]}")
+    if entry.plain_type not in TYPES:
+        raise PituneError(f"{registry}: {name}: its type is {entry.type}; pitune reads {' and '.join(TYPES)}")
     if entry.format.lower() not in ("iris", "coco"):
         raise PituneError(f"{registry}: {name}: its format is {entry.format}; pitune reads iris and coco")
     return entry
@@ -191,20 +217,19 @@ def _iris(registry: Path, root: Path, entry: Entry, files: dict[str, Path]) -> L
 
 
 def _listed(file: Path, classes: int) -> list[Listed]:
-    """Read the lines ``path label`` of an index; only paths may have spaces."""
+    """Read the lines ``path label`` or ``path label,label`` of an index; only paths may have spaces."""
     found = []
     for number, line in enumerate(_lines(file), 1):
         if not line:
             continue
-        path, _, label = line.rpartition(" ")
-        place = f"{file}: line {number}"
-        if "," in label:
-            raise PituneError(f"{place}: has several labels, {label}; a picture of this kind of task has one")
-        if not path.strip() or not label.isdecimal() or len(label) > 9:
+        path, _, last = line.rpartition(" ")
+        place, labels = f"{file}: line {number}", last.split(",")
+        if not path.strip() or not all(label.isdecimal() and len(label) < 10 for label in labels):
             raise PituneError(f"{place}: is {line!r:.80}; a line is the path of a picture and its label's index")
-        if int(label) >= classes:
-            raise PituneError(f"{place}: label {label} is out of range; the labelmap names {classes} classes")
-        found.append(Listed(path.strip(), int(label), place))
+        for label in labels:
+            if int(label) >= classes:
+                raise PituneError(f"{place}: label {label} is out of range; the labelmap names {classes} classes")
+        found.append(Listed(path.strip(), [int(label) for label in labels], place))
     return found
 
 
@@ -231,17 +256,13 @@ def _coco(registry: Path, root: Path, entry: Entry, files: dict[str, Path]) -> L
 def _annotated(file: Path, index: Coco, ids: Sequence[int]) -> list[Listed]:
     """Return what a COCO index lists, in the order of the pictures' ids."""
     places = {number: place for place, number in enumerate(ids)}
-    labels: dict[int, int] = {}
+    labels: dict[int, list[int]] = defaultdict(list)
     for one in index.annotations:
         if one.category_id not in places:
             raise PituneError(f"{file}: picture {one.image_id} is of category {one.category_id}, which there is not")
-        if one.image_id in labels:
-            raise PituneError(f"{file}: picture {one.image_id} has several labels; one of this kind of task has one")
-        labels[one.image_id] = places[one.category_id]
+        labels[one.image_id].append(places[one.category_id])
     found = []
     for image in sorted(index.images, key=lambda image: image.id):
-        if image.id not in labels:
-            raise PituneError(f"{file}: picture {image.id} has no label; annotate it or take it out")
         path = f"{image.zip_file}@{image.file_name}" if image.zip_file else image.file_name
         found.append(Listed(path, labels[image.id], f"{file}: picture {image.id}"))
     return found

@@ -214,7 +214,7 @@ def _show(progress: StageProgress | None, name: str, total: int, there: int, don
 def _index(task: Task, per_shard: int, mark: str, entries: Sequence[Entry]) -> dict[str, Any]:
     splits = {}
     for split, examples in task.splits.items():
-        counts = Counter(task.labels[example.label] for example in examples)
+        counts = Counter(task.labels[label] for example in examples for label in example.labels)
         splits[split] = {
             "examples": len(examples),
             "labels": {label: counts[label] for label in task.labels},

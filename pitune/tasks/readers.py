@@ -41,6 +41,7 @@ class Columns:
         image: of the picture; None: there are no pictures. Of shards: the members' extensions, ``jpg;png``.
         key: of the key; None: webdataset shards have keys of their own, others get ``train-000123``.
         caption: of the caption; it is the label value, instead of ``label``.
+        separator: what stands between several label values; None: the column has one, or a list of them.
     """
 
     label: str
@@ -48,6 +49,7 @@ class Columns:
     image: str | None = None
     key: str | None = None
     caption: str | None = None
+    separator: str | None = None
 
     @property
     def answer(self) -> str:
@@ -62,16 +64,21 @@ class Row:
     Attributes:
         key: names it.
         text: None where the table has no text column.
-        label: a label value; of a retrieval task the caption.
+        label: a label value; of a multilabel task all of them; of a retrieval task the caption.
         place: where it stands, for errors: ``file: row 3``.
         picture: None where the table has no pictures.
     """
 
     key: str
     text: str | None
-    label: str
+    label: str | tuple[str, ...]
     place: str
     picture: Picture | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All label values, of which most tasks' rows have one."""
+        return (self.label,) if isinstance(self.label, str) else self.label
 
 
 def read_rows(path: Path, split: str, columns: Columns) -> list[Row]:
@@ -103,7 +110,7 @@ def read_rows(path: Path, split: str, columns: Columns) -> list[Row]:
             body = None if text is None else _value(record, text, place)
             picture = None if columns.image is None else _picture(record, columns.image, file, number, place)
             order.append(record.get(ROW, len(rows)))
-            rows.append(Row(key, body, _value(record, columns.answer, place), place, picture))
+            rows.append(Row(key, body, _label(record, columns, place), place, picture))
     if not rows:
         raise PituneError(f"{path}: has no rows")
     return [rows[index] for index in sorted(range(len(rows)), key=order.__getitem__)]
@@ -127,7 +134,20 @@ def _value(record: Mapping[str, Any], name: str, place: str) -> str:
     value = record.get(name)
     if value is None:
         raise PituneError(f"{place}: has no {name!r}")
+    if isinstance(value, list):
+        raise PituneError(f"{place}: its {name!r} is a list; only labels come in lists, so make it a text")
     return str(value)
+
+
+def _label(record: Mapping[str, Any], columns: Columns, place: str) -> str | tuple[str, ...]:
+    """Return the label value; of a list, or of what a separator parts, all of them."""
+    value = record.get(columns.answer)
+    if isinstance(value, list) and columns.caption is None:
+        return tuple(map(str, value))
+    text = _value(record, columns.answer, place)
+    if columns.separator is None:
+        return text
+    return tuple(part.strip() for part in text.split(columns.separator)) if text.strip() else ()
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------
@@ -217,7 +237,7 @@ def _cannot_be_listed(error: OSError) -> None:
 
 def _tree_rows(folder: Path, pictures: list[str], split: str, columns: Columns) -> list[Row]:
     """Return the rows of a folder of pictures: the first folder on the way to a picture is its label value."""
-    for field in ("text", "image", "key", "caption"):
+    for field in ("text", "image", "key", "caption", "separator"):
         if getattr(columns, field) is not None:
             raise PituneError(f"{folder}: is a folder of pictures, which has no columns; leave {field} out")
     rows = []
@@ -243,14 +263,14 @@ def _arrow_records(read: Callable[[Path, list[str], bool], Iterator[pa.Table]]) 
     """Turn a function that reads Arrow tables, of pictures or not, into one that gives their records as text."""
 
     def records(file: Path, names: list[str], image: str | None) -> Iterator[dict[str, Any]]:
-        """Yield each record's columns as text, and that of the picture as it is."""
+        """Yield each record's columns as text, or as lists of texts, and that of the picture as it is."""
         wanted = names if image is None else [*names, image]
         try:
             for table in read(file, wanted, image is not None):
                 for column in wanted:
                     if column not in table.column_names:
                         raise PituneError(f"{file}: has no column {column!r}; it has {', '.join(table.column_names)}")
-                columns = [table[name].cast(pa.string()).to_pylist() for name in names]
+                columns = [_texts(table[name]) for name in names]
                 pictures = [] if image is None else [table[image].to_pylist()]
                 for values in zip(*columns, *pictures, strict=True):
                     yield dict(zip(wanted, values, strict=True))
@@ -258,6 +278,13 @@ def _arrow_records(read: Callable[[Path, list[str], bool], Iterator[pa.Table]]) 
             raise PituneError(f"{file}: cannot be read as {file.suffix[1:]} ({reason(error)})") from error
 
     return records
+
+
+def _texts(column: pa.ChunkedArray[Any]) -> list[Any]:
+    kind: Any = pa.string()
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        kind = pa.list_(kind)
+    return column.cast(kind).to_pylist()
 
 
 def _read_csv(file: Path, columns: list[str], pictures: bool) -> Iterator[pa.Table]:
@@ -300,6 +327,6 @@ READERS: dict[str, Reader] = {
 }
 """What reads a file, by its ending.
 
-Each takes the file, the columns of text and that of the picture, and gives its records: text as text, a picture as a
-path, as bytes, as Hugging Face's struct or as a :class:`Picture`.
+Each takes the file, the columns of text and that of the picture, and gives its records: text as text, a list as a
+list, a picture as a path, as bytes, as Hugging Face's struct or as a :class:`Picture`.
 """

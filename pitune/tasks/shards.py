@@ -1,9 +1,10 @@
 """Webdataset shards: how samples are written, how any shard is read, and a stream for training loops of one's own.
 
 **What pitune writes** (:mod:`pitune.tasks.preparing` says into which files): of each example ``NAME.json`` with its
-``key``, its ``label`` (the label value), its ``text`` if it has one, and :data:`ROW`, its place in the split; and where
-there is a picture, that one's own bytes, ``NAME.png``. ``NAME`` is a hash of the key, in which dots and slashes would
-mean something to webdataset. What tar notes beside a member (owner, time) is fixed: equal examples give equal bytes.
+``key``, its ``label`` (the label value; of a multilabel task the list of them), its ``text`` if it has one, and
+:data:`ROW`, its place in the split; and where there is a picture, that one's own bytes, ``NAME.png``. ``NAME`` is a
+hash of the key, in which dots and slashes would mean something to webdataset. What tar notes beside a member (owner,
+time) is fixed: equal examples give equal bytes.
 
 **What it reads** is any uncompressed shard, and a compressed one for its texts.
 """
@@ -24,7 +25,7 @@ from PIL import Image
 
 from pitune.errors import PituneError, reason
 from pitune.tasks.pictures import FORMATS, Picture, decoded
-from pitune.tasks.task import Example
+from pitune.tasks.task import Example, spelled
 
 ROW = "__row__"
 """The field of a sample's ``.json`` that says which row of its split it is, from 0: shards mix them."""
@@ -61,7 +62,7 @@ def write_shard(path: Path, samples: Sequence[Numbered], labels: Sequence[str]) 
     facts = {"mtime": 0, "user": "", "group": "", "compress": False, "encoder": False}
     with path.open("wb") as stream, TarWriter(stream, **facts) as shard:
         for row, example in samples:
-            fields = {"key": example.key, "label": labels[example.label], ROW: row}
+            fields = {"key": example.key, "label": spelled(example.label, labels), ROW: row}
             if example.text:
                 fields["text"] = example.text
             text = json.dumps(fields, ensure_ascii=False, sort_keys=True)
@@ -142,8 +143,9 @@ def _sample_fields(sample: Mapping[str, Any], names: list[str]) -> dict[str, Any
     return fields
 
 
-def _as_text(value: object) -> str | None:
-    return value if isinstance(value, str) or value is None else json.dumps(value)
+def _as_text(value: object) -> str | list[Any] | None:
+    """Return a field's value as text, but for a list: it may be that of an example's labels."""
+    return value if isinstance(value, str | list) or value is None else json.dumps(value)
 
 
 # --- streaming -----------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ class TaskSource(Settings, ABC):
         """
         labels, rows = self.read()
         if labels is not None and self.classes is not None:
-            labels, rows = _half(labels, rows, self.classes)
+            labels, rows = _half(name, labels, rows, self.classes)
         return build_task(name, self.metric, labels, rows, self.near_duplicates, self.templates)
 
     def located(self) -> Self:
@@ -95,8 +95,14 @@ class TaskSource(Settings, ABC):
         return templates
 
 
-def _half(labels: Mapping[str, str], rows: Mapping[str, list[Row]], classes: str) -> Read:
-    """Return half of the labels and the rows of these; rows of labels that there are not stay, to be refused."""
+def _half(task: str, labels: Mapping[str, str], rows: Mapping[str, list[Row]], classes: str) -> Read:
+    """Return half of the labels and the rows of these; rows of labels that there are not stay, to be refused.
+
+    Raises:
+        PituneError: a row may have several labels.
+    """
+    if any(isinstance(row.label, tuple) for held in rows.values() for row in held):
+        raise PituneError(f"task {task}: its examples have several labels, of both halves; leave classes out")
     middle = ceil(len(labels) / 2)
     chosen = list(labels)[:middle] if classes == "base" else list(labels)[middle:]
     others = set(labels) - set(chosen)

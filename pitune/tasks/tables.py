@@ -26,7 +26,10 @@ class TableSource(TaskSource):
             None: ``text``, or none where there is an ``image``.
         image: the column with the picture: a path inside the table's folder; in parquet also bytes, or a struct
             ``{bytes, path}``; of shards: the members' extensions (``jpg``, ``jpg;png``); None: no pictures.
-        label: the column with the label value; of shards: ``cls``, or a field of ``.json``.
+        label: the column with the label value; of shards: ``cls``, or a field of ``.json``. A list of values, which may
+            be empty, makes it a multilabel task.
+        separator: what stands between several label values in one text (``|`` in ``dog|person``); it makes a multilabel
+            task, too, of which an empty text has no label.
         key: the column that names an example for good; without it: split and row, ``train-000123``.
         labels: for each label value, in the order of the label indices, the text that describes it to the backbone.
         caption: makes it a retrieval task, with neither ``label`` nor ``labels``: the column with the text that is to
@@ -41,6 +44,7 @@ class TableSource(TaskSource):
     text: str | None = None
     image: str | None = None
     label: str = "label"
+    separator: str | None = Field(None, min_length=1)
     key: str | None = None
     labels: dict[str, str] | None = Field(None, min_length=2)
     caption: str | None = None
@@ -62,13 +66,15 @@ class TableSource(TaskSource):
             raise ValueError("has no labels; give each label value's text, or, for retrieval, the column caption")
         if self.caption is not None and (self.labels is not None or "label" in self.model_fields_set):
             raise ValueError("has a caption, which is found among all captions, and label or labels; leave one out")
+        if self.caption is not None and self.separator is not None:
+            raise ValueError("has a caption and a separator of labels; leave one out")
         if self.caption is not None and self.classes is not None:
             raise ValueError("has a caption and classes; captions are no classes, so leave one out")
         return self
 
     def read(self) -> Read:
         """Read the tables; what a split that has none is cut from is the train table."""
-        columns = Columns(self.label, self.text, self.image, self.key, self.caption)
+        columns = Columns(self.label, self.text, self.image, self.key, self.caption, self.separator)
         uris = {split: getattr(self, split) for split in SPLITS}
         tables = {split: read_rows(fetch(uri).path, split, columns) for split, uri in uris.items() if uri is not None}
         missing = tuple(split for split in SPLITS if split not in tables)

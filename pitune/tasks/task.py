@@ -1,8 +1,9 @@
 """What a task is: examples per split, candidate labels with their texts, a metric; and its slices.
 
 **A family** says what the labels are. In *classification* they are classes with many examples each: every split has
-all of them, and a shot is one example of each. In *retrieval* they are captions, and nearly every example has one of
-its own, which is to be found among those of all splits; accuracy is then recall at 1. A shot is one example of each of
+all of them, and a shot is one example of each. A *multilabel* task has such classes, too, but an example may be of
+several of them at once, or of none. In *retrieval* they are captions, and nearly every example has one of its own,
+which is to be found among those of all splits; accuracy is then recall at 1. A shot is one example of each of
 :data:`WAYS` groups, so that it means about as many examples as one of a task with a few classes.
 """
 
@@ -11,7 +12,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import total_ordering
 from typing import Literal, Self
@@ -28,7 +30,9 @@ VALIDATION_SHOTS = 4
 WAYS = 5
 """How many examples a shot of a retrieval task has: 16 shots and 4 to validate on fit into 100 training examples."""
 
-Family = Literal["classification", "retrieval"]
+Family = Literal["classification", "multilabel", "retrieval"]
+Label = int | tuple[int, ...]
+"""The index of an example's label; of a multilabel task those of all its labels, in order, which may be none."""
 PLAIN = ("{}",)
 """The templates of a task whose candidates' texts are read as they are."""
 
@@ -51,14 +55,24 @@ class Example:
     Attributes:
         key: names it within its task for good.
         text: ``""`` where there is none.
-        label: indexes the task's labels.
+        label: indexes the task's labels; see :data:`Label`.
         picture: None where there is none.
     """
 
     key: str
     text: str
-    label: int
+    label: Label
     picture: Picture | None = None
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The indices of all its labels, of which most tasks' examples have one."""
+        return (self.label,) if isinstance(self.label, int) else self.label
+
+
+def spelled(label: Label, values: Sequence[str]) -> str | list[str]:
+    """Return the value, among those of a task's labels, of a label; of a multilabel task's, the list of its values."""
+    return values[label] if isinstance(label, int) else [values[one] for one in label]
 
 
 @dataclass(frozen=True)
@@ -92,15 +106,16 @@ class Task:
     def pools(self) -> tuple[tuple[Example, ...], ...]:
         """The groups of training examples of which a shot takes one each.
 
-        Of a classification task the examples of each label; of a retrieval task :data:`WAYS` groups, to which the
-        examples are dealt in the order of a hash of their keys, so that their sizes differ by 1 at most.
+        The examples of each label, of which one with several is in several; of a retrieval task :data:`WAYS` groups, to
+        which the examples are dealt in the order of a hash of their keys, so that their sizes differ by 1 at most.
         """
         if self.family == "retrieval":
             dealt = sorted(self.splits["train"], key=lambda one: hashlib.sha256(f"pool {one.key}".encode()).digest())
             return tuple(tuple(dealt[group::WAYS]) for group in range(WAYS))
         pools: list[list[Example]] = [[] for _ in self.labels]
         for example in self.splits["train"]:
-            pools[example.label].append(example)
+            for label in example.labels:
+                pools[label].append(example)
         return tuple(map(tuple, pools))
 
     def pool_name(self, index: int) -> str:
@@ -163,7 +178,11 @@ def draw(task: Task, chosen: Slice) -> SliceData:
 
     A full slice has the task's train and validation splits. A few-shot slice draws ``shots`` training examples of each
     of its ``pools`` (per class), and ``min(shots, 4)`` further ones of each to validate on, both from the train split.
-    The draw depends on the seed alone: the same seed's 4 shots are the first 4 of its 16.
+    The draw depends on the seed alone: the same seed's 4 shots are among its 16.
+
+    An example of several pools counts for each of them, and is drawn once: every label of a multilabel task has
+    ``shots`` training examples or more, and as many to validate on where those of other labels leave them. An example
+    without labels is in no pool, and so in full slices only.
 
     Raises:
         PituneError: a pool has too few examples.
@@ -171,15 +190,39 @@ def draw(task: Task, chosen: Slice) -> SliceData:
     if chosen.shots is None:
         return SliceData(task.splits["train"], task.splits["validation"])
     check_shots(task, chosen)
-    train: list[Example] = []
-    validation: list[Example] = []
-    further = min(chosen.shots, VALIDATION_SHOTS)
-    for index, pool in enumerate(task.pools):
-        order = np.random.default_rng([chosen.seed, index]).permutation(len(pool))
-        train += [pool[i] for i in order[: chosen.shots]]
-        # The validation examples come from the far end, so that growing the shots keeps them as long as it can.
-        validation += [pool[i] for i in order[-further:]]
-    return SliceData(tuple(train), tuple(validation))
+    orders = [
+        [pool[place] for place in np.random.default_rng([chosen.seed, index]).permutation(len(pool))]
+        for index, pool in enumerate(task.pools)
+    ]
+    train = _taken(orders, chosen.shots, frozenset())
+    # The validation examples come from the far end, so that growing the shots keeps them as long as it can.
+    validation = _taken([order[::-1] for order in orders], min(chosen.shots, VALIDATION_SHOTS), train)
+    everything = dict.fromkeys(example for order in orders for example in order)
+    parts = [tuple(example for example in everything if example.key in part) for part in (train, validation)]
+    return SliceData(*parts)
+
+
+def _taken(orders: Sequence[Sequence[Example]], each: int, others: Set[str]) -> set[str]:
+    """Return the keys of the first examples of several orders, so many of each, without those of ``others``.
+
+    They are taken in rounds, so that fewer are among more; within a round the shortest order comes first, for it has
+    the least to choose from. An order that has enough by then, as examples may be in several, takes none.
+    """
+    of: dict[str, list[int]] = defaultdict(list)
+    for index, order in enumerate(orders):
+        for example in order:
+            of[example.key].append(index)
+    left = [iter(order) for order in orders]
+    by_size = sorted(range(len(orders)), key=lambda index: len(orders[index]))
+    taken: set[str] = set()
+    counts: Counter[int] = Counter()
+    for shot in range(each):
+        for index in by_size:
+            free = (one.key for one in left[index] if one.key not in taken and one.key not in others)
+            if counts[index] <= shot and (key := next(free, None)) is not None:
+                taken.add(key)
+                counts.update(of[key])
+    return taken
 
 
 def check_shots(task: Task, chosen: Slice) -> None:

@@ -170,13 +170,13 @@ class _Training:
 
     def _training_pairs(self) -> _Pairs:
         """Return the training pictures of all tasks, with the captions of them all."""
-        of = [(one, task.label_texts[one.label]) for task in self.tasks for one in task.splits["train"]]
+        of = [(one, caption) for task in self.tasks for one, caption in _captioned(task, "train")]
         return self._pairs([one for one, _ in of], [caption for _, caption in of])
 
     def _pairs_of(self, task: Task, split: str) -> _Pairs:
         """Return the pictures of one task, with all its captions as the candidates."""
-        examples = task.splits[split]
-        return self._pairs(examples, [task.label_texts[one.label] for one in examples], task.label_texts)
+        of = _captioned(task, split)
+        return self._pairs([one for one, _ in of], [caption for _, caption in of], task.label_texts)
 
     def _pairs(self, examples: Sequence[Example], right: Sequence[str], captions: Sequence[str] = ()) -> _Pairs:
         known = list(dict.fromkeys([*captions, *right]))
@@ -256,6 +256,11 @@ class _Training:
 
     def _tell_epoch(self, epoch: int) -> None:
         self.tell([Stage("epochs", self.how.epochs, 0, epoch)])
+
+
+def _captioned(task: Task, split: str) -> list[tuple[Example, str]]:
+    """Return a split's examples with their captions; one that has several labels comes with each of them."""
+    return [(one, task.label_texts[label]) for one in task.splits[split] for label in one.labels]
 
 
 def recalls(logits: Tensor, right: Tensor) -> dict[str, float]:

@@ -80,7 +80,7 @@ def test_zero_shot_is_the_models_own(folder: Path, tmp_path: Path) -> None:
     given = {**texts, "pixel_values": by_hand(list(task.splits["test"]))}
     logits = model(**given).logits_per_image  # SigLIP adds a number, which changes no softmax
     assert said[0] == logits.argmax(1).tolist()
-    torch.testing.assert_close(scores[0], logits.softmax(1).amax(1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.tensor(scores[0]), logits.softmax(1).amax(1), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

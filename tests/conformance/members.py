@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tinybridge import open_bridge
 from tinydual import open_dual, save_dual, with_pictures
-from tinymodel import SHAPES, make_task, open_encoder, random_expert, save_encoder
+from tinymodel import SHAPES, make_task, open_encoder, random_expert, save_encoder, with_several
 
 from pitune.backbones import Backbone
 from pitune.errors import PituneError
@@ -106,7 +106,7 @@ def small(kind: type[ExpertKind], towers: tuple[str, ...] | None) -> ExpertKind:
 
 TASKS = [
     with_pictures(task, Path(_FOLDER.name))
-    for task in (make_task("one", 3, 4), make_task("two", 2, 4, longest=5), make_task("three", 4, 4))
+    for task in (make_task("one", 3, 4), make_task("two", 2, 4, longest=5), with_several(make_task("three", 4, 4)))
 ]
 MEMBERS = [
     Member(name, small(kind, towers), objective())

@@ -57,7 +57,10 @@ class Plain:
         found = self.vector(self.bare.encode([example])[0], True)  # first: a text may be read beside it
         texts = torch.stack([self.vector(text, apart) for text in self.bare.encode_texts(task.label_texts)])
         scores = scale * texts @ found
-        return scores.exp().sum().log() - scores[example.label]
+        if isinstance(example.label, int):
+            return scores.exp().sum().log() - scores[example.label]
+        signs = [1 if place in example.label else -1 for place in range(len(scores))]
+        return sum((1 + (-sign * score).exp()).log() for sign, score in zip(signs, scores, strict=True)) / len(scores)
 
     def gradient(self, loss: Tensor) -> Expert:
         """Return a loss's gradient in the expert."""

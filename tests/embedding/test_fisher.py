@@ -18,6 +18,7 @@ from tinymodel import (
     plain_embedding,
     random_expert,
     token_ids,
+    with_several,
 )
 from torch import Tensor, nn
 
@@ -113,6 +114,38 @@ def test_true_labels_are_drawn_from_the_model(tiny: TextBackbone, tiny_folder: P
     )
     torch.testing.assert_close(weights, weights.round(), atol=0.05, rtol=0)
     assert (weights.round().sum(1) == 1).all()
+
+
+def test_several_labels_are_exact_and_drawn_one_by_one(tiny: TextBackbone, tiny_folder: Path) -> None:
+    """By the data's labels a loop; by drawn ones, on average, what independent draws have: Σ p (1 − p) g² / labels²."""
+    task, expert = with_several(make_task("toy", 3, 10)), random_expert(LORA, tiny, 0)
+    objective = MATCH.model_copy(update={"scale": 2.0})  # no label is all but sure: fewer draws tell
+    encoder = open_encoder(tiny_folder)
+    candidates = embed(encoder, task.label_texts)
+    plain, model = PlainExpert(LORA, expert), encoder.model
+    plain.put_on(model)
+
+    def gradient(of: Tensor) -> Tensor:
+        plain.zero_grad()
+        of.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        return flat({s: {k: t.grad.clone() for k, t in h.items()} for s, h in plain.sites.items()})  # type: ignore[union-attr]
+
+    by_data, by_chance = [], []
+    for example in task.splits["train"]:
+        logits = 2.0 * candidates @ plain_embedding(model, encoder.tokenizer(example.text)["input_ids"])
+        right = torch.tensor([float(label in example.labels) for label in range(3)])
+        by_data.append(gradient(nn.functional.binary_cross_entropy_with_logits(logits, right)).square())
+        chances = logits.detach().sigmoid()
+        each = torch.stack([gradient(logit) for logit in logits]).square()
+        by_chance.append(((chances * (1 - chances)).unsqueeze(1) * each).sum(0) / 9)
+    rows = Rows(tiny, objective, [(task, task.splits["train"], 1.0)])
+    close(fisher(tiny, LORA, objective, expert, rows, batch=4), torch.stack(by_data).mean(0))
+    expected = torch.stack(by_chance).mean(0)
+    draws = [flat(fisher(tiny, LORA, objective, expert, rows, labels="true", name=f"draw {n}")) for n in range(150)]
+    mean = torch.stack(draws).mean(0)
+    assert float((mean - expected).norm() / expected.norm()) < 0.15
+    again = fisher(tiny, LORA, objective, expert, rows, labels="true", name="draw 7", batch=3)
+    close(again, draws[7])
 
 
 def test_the_same_name_draws_the_same_labels(tiny: TextBackbone) -> None:

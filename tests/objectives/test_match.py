@@ -18,12 +18,14 @@ from tinymodel import (
     open_encoder,
     plain_embedding,
     random_expert,
+    with_several,
 )
 from torch import Tensor, nn
 
 from pitune.backbones.text import TextBackbone
 from pitune.experts import Bank
-from pitune.objectives import NOBODY, Match, Objective, Rows, right
+from pitune.objectives import NOBODY, Match, Objective, Rows
+from pitune.objectives import right as right_of
 
 LORA = KINDS[0]
 
@@ -42,8 +44,8 @@ def test_packed_scores_and_losses_equal_each_tasks_own(tiny: TextBackbone) -> No
         torch.testing.assert_close(losses[index], expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found.losses[index], expected, atol=1e-5, rtol=1e-5)
         assert found.answers[index] == own.argmax(1).tolist()
-        torch.testing.assert_close(found.scores[index], own.softmax(1).amax(1), atol=1e-5, rtol=1e-5)
-        assert right(found, groups)[index].tolist() == (own.argmax(1) == labels).float().tolist()
+        torch.testing.assert_close(torch.tensor(found.scores[index]), own.softmax(1).amax(1), atol=1e-5, rtol=1e-5)
+        assert right_of(found, groups)[index].tolist() == (own.argmax(1) == labels).float().tolist()
 
 
 def test_a_row_meets_its_own_tasks_candidates_only(tiny: TextBackbone) -> None:
@@ -58,6 +60,50 @@ def test_a_row_meets_its_own_tasks_candidates_only(tiny: TextBackbone) -> None:
         own = 10.0 * embed(tiny, [example.text])[0] @ embed(tiny, task.label_texts).T
         assert float(found.losses[0, place]) == pytest.approx(float(-own.log_softmax(0)[example.label]), abs=1e-5)
         assert found.answers[0][place] == int(own.argmax())
+
+
+def test_of_several_labels_each_is_right_or_wrong_by_itself(tiny: TextBackbone) -> None:
+    """By a plain loop, beside a row of a task with one label each, and before others of one expert."""
+    several, one = with_several(make_task("a", 4, 12)), make_task("b", 3, 12)
+    rows = Rows(tiny, MATCH, [(task, task.splits["train"], 1.0) for task in (one, several)])
+    chosen = [12, 3, 13, 14, 5, 15, 16]
+    batch = MATCH.collate(tiny, {"text": 0}, [rows.take(chosen)])
+    found = MATCH.answers(tiny, NOBODY, batch)
+    torch.testing.assert_close(MATCH.losses(tiny, NOBODY, batch), found.losses)
+    for place, row in enumerate(chosen):
+        task = several if row >= 12 else one
+        example = task.splits["train"][row % 12]
+        own = 10.0 * embed(tiny, task.label_texts) @ embed(tiny, [example.text])[0]
+        if task is one:
+            assert float(found.losses[0, place]) == pytest.approx(float(-own.log_softmax(0)[example.label]), abs=1e-5)
+            continue
+        assert isinstance(example.label, tuple) and len(example.label) == row % 12 % 5
+        right = torch.tensor([float(label in example.label) for label in range(4)])
+        expected = nn.functional.binary_cross_entropy_with_logits(own, right)
+        assert float(found.losses[0, place]) == pytest.approx(float(expected), abs=1e-5)
+        assert found.scores[0][place] == pytest.approx(own.tolist(), abs=1e-4)
+        assert found.answers[0][place] == tuple(label for label in range(4) if own[label] > 0)
+        hit = found.answers[0][place] == example.label
+        assert bool(right_of(found, [rows.take(chosen)])[0, place]) == hit
+
+
+def test_several_labels_are_drawn_one_by_one() -> None:
+    """As often as their sigmoids say, independently of each other, and by the luck alone."""
+    logits = torch.tensor([-1.0, 0.5, float("-inf"), 2.0]).expand(1, 8000, 4)
+    luck = torch.rand((1, 8000), generator=torch.Generator().manual_seed(0))
+    drawn = MATCH.drawn(logits, luck, torch.ones((1, 8000), dtype=torch.bool))
+    chances = logits[0, 0].sigmoid()
+    assert not drawn[..., 2].any()
+    torch.testing.assert_close(drawn[0].float().mean(0), chances, atol=0.02, rtol=0)
+    both = drawn[0, :, [0, 1, 3]].float()
+    torch.testing.assert_close(both.T @ both / 8000, expected_pairs(chances[[0, 1, 3]]), atol=0.02, rtol=0)
+    few = MATCH.drawn(logits[:, :3], luck[:, 5:8], torch.tensor([[True, False, True]]))
+    assert torch.equal(few[0, [0, 2]], drawn[0, [5, 7]]) and int(few[0, 1].sum()) == 1
+
+
+def expected_pairs(chances: Tensor) -> Tensor:
+    """Return how often two independent labels are drawn together, and each by itself."""
+    return torch.outer(chances, chances).fill_diagonal_(0) + torch.diag(chances)
 
 
 def test_candidates_are_frozen_unless_they_are_live(tiny: TextBackbone, tiny_folder: Path) -> None:

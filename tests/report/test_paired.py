@@ -17,6 +17,7 @@ from pitune.report.modalities import HARMS, HELPS, crossing
 from pitune.report.paired import PARTS, reaches
 from pitune.report.transfer import read_pairs
 from pitune.store import Store, table_bytes
+from pitune.tasks.metrics import METRICS
 
 T = 2.093024054408263
 """Student's t, two-sided 95 %, 19 degrees of freedom: from a table."""
@@ -113,3 +114,35 @@ def test_the_page_says_what_its_intervals_are_over(tmp_path: Path) -> None:
     page = build_page(store)
     assert "over test examples, as the seeds are too few" in page
     assert "by their intervals over test examples" in page
+
+
+def test_of_several_labels_the_score_is_the_metrics(tmp_path: Path) -> None:
+    """Each part left out by a plain loop; the interval is that of the jackknife."""
+    generator, store, metric = np.random.default_rng(0), Store(tmp_path), METRICS["mean_average_precision"]
+    truth, rows = generator.random((COUNT, 2)) < 0.4, {}
+    for name in ("single", "a"):
+        scores = truth + generator.normal(size=(COUNT, 2))
+        rows[name] = [
+            {
+                "key": f"{n:04d}",
+                "label": [label for label, has in zip("xy", truth[n], strict=True) if has],
+                "prediction": [],
+                "score": dict(zip("xy", scores[n].tolist(), strict=True)),
+            }
+            for n in range(COUNT)
+        ]
+        commit(store, f"predictions/{name}.parquet", {"": table_bytes(rows[name])})
+
+    def gain(left_out: int | None) -> float:
+        kept = [n for n in range(COUNT) if n % PARTS != left_out]
+        one, other = (
+            metric([rows[name][n]["label"] for n in kept], [], [rows[name][n]["score"] for n in kept])
+            for name in ("a", "single")
+        )
+        return one - other
+
+    row = {"source": "a@full#0", "target": "t", "shots": "16", "seed": 0, "metric": metric.__name__}
+    files = {"prediction": "predictions/a.parquet", "single_prediction": "predictions/single.parquet"}
+    found = reaches(store, store.artifacts(), [row | files])
+    values = [PARTS * gain(None) - (PARTS - 1) * gain(part) for part in range(PARTS)]
+    assert found["a", ("t", "16")] == pytest.approx(T * stdev(values) / math.sqrt(PARTS))

@@ -99,6 +99,37 @@ def test_validation_is_held_out_where_there_is_none(tmp_path: Path) -> None:
     assert len(task.splits["train"]) == 15
 
 
+@pytest.mark.parametrize("entry", [IRIS, COCO], ids=["iris", "coco"])
+def test_a_picture_may_have_several_labels(tmp_path: Path, entry: dict[str, Any]) -> None:
+    """The first of train gets the last class, too; in COCO's form, where each object is annotated, the second none."""
+    entry = {**entry, "type": "image_classification_multilabel"}
+    registry = made(tmp_path, entry)
+    index = tmp_path / entry["root_folder"] / entry["train"]["index_path"]
+    if entry.get("format") == "coco":
+        held = json.loads(index.read_text())
+        del held["annotations"][1]
+        held["annotations"] += [{"image_id": 1, "category_id": 3}] * 2
+        index.write_text(json.dumps(held))
+    else:
+        index.write_text(index.read_text().replace(" 0\n", " 2,0\n", 1))
+    task = read(registry, metric="mean_average_precision")
+    assert (task.family, task.labels) == ("multilabel", NAMES)
+    labels = [one.label for one in task.splits["train"]]
+    assert labels == [(0, 2), () if entry.get("format") == "coco" else (0,), *[(0,)] * 4, *[(1,)] * 6, *[(2,)] * 6]
+    assert [one.label for one in task.splits["test"]] == [(0,), (0,), (1,), (1,), (2,), (2,)]
+    assert "eurosat: its examples have several labels, accuracy is of one each" in refusal(registry)
+    said = refusal(registry, metric="mean_average_precision", classes="base")
+    assert said == "task eurosat: its examples have several labels, of both halves; leave classes out"
+    prepare(task, tmp_path / "out", per_shard=7)
+    assert source_of(task, tmp_path / "out").task("eurosat").fingerprint == task.fingerprint
+
+
+def test_every_label_is_held_out_where_a_picture_may_have_several(tmp_path: Path) -> None:
+    entry = {key: value for key, value in IRIS.items() if key != "val"} | {"type": "classification_multilabel"}
+    task = read(made(tmp_path, entry), metric="mean_average_precision")
+    assert sorted(one.label for one in task.splits["validation"]) == [(0,), (1,), (2,)]
+
+
 def test_the_newest_version_and_texts_of_ones_own(tmp_path: Path) -> None:
     newer = {**IRIS, "version": 3, "root_folder": "newer"}
     elevater(tmp_path, IRIS, NAMES)
@@ -151,7 +182,10 @@ def of(name: str, content: str | None) -> Callable[[Path], None]:
             line("train.zip@a.png"),
             "line 1: is 'train.zip@a.png'; a line is the path of a picture and its label's index",
         ),
-        (line("train.zip@a.png 0,2"), "line 1: has several labels, 0,2; a picture of this kind of task has one"),
+        (
+            line("train.zip@a.png 0,2"),
+            "line 1 has several labels, annual_crop, river; one of this kind of task has one",
+        ),
         (of("labels.txt", None), "labels.txt: cannot be read (No such file or directory)"),
         (of("labels.txt", "one\n\ntwo\n"), "vision_datasets.json: class 1 has no name; give it one"),
         (of("test.txt", None), "test.txt: cannot be read (No such file or directory)"),
@@ -197,7 +231,10 @@ def test_what_is_wrong_with_a_coco_index_is_one_line(
     ("change", "said"),
     [
         ({"name": "mnist"}, "has no data set 'eurosat'; it has mnist"),
-        ({"type": "classification_multilabel"}, "eurosat: its type is classification_multilabel; pitune reads classif"),
+        (
+            {"type": "Regression"},
+            "eurosat: its type is Regression; pitune reads classification_multiclass and classification_multilabel",
+        ),
         ({"format": "tsv"}, "eurosat: its format is tsv; pitune reads iris and coco"),
         ({"root_folder": "../elsewhere"}, "eurosat: '../elsewhere' leads outside its folder"),
         ({"labelmap": "/etc/passwd"}, "eurosat: '/etc/passwd' leads outside its folder"),

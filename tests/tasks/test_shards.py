@@ -104,6 +104,20 @@ def test_captions_are_captions_again(tmp_path: Path) -> None:
     assert back.splits == task.splits and set(index["labels"]) == set(task.labels)
 
 
+def test_several_labels_are_several_labels_again(tmp_path: Path) -> None:
+    sets = ((), ("01",), ("dog.s/é",), ("01", "dog.s/é"))
+    rows = [Row(f"k{number}", f"text {number}", sets[number % 4], "row") for number in range(80)]
+    task = build_task("mine", "mean_average_precision", LABELS, split_rows(rows, ("validation", "test")))
+    index = prepare(task, tmp_path / "out", per_shard=7)
+    back = source_of(task, tmp_path / "out").task("mine")
+    assert back.family == "multilabel" and back.fingerprint == task.fingerprint and back.splits == task.splits
+    for split, examples in task.splits.items():
+        counts = {label: sum(i in one.labels for one in examples) for i, label in enumerate(LABELS)}
+        assert index["splits"][split]["labels"] == counts
+    streamed = {one["key"]: one["label"] for one in stream(tmp_path / "out" / "train")}
+    assert streamed == {one.key: [list(LABELS)[label] for label in one.labels] for one in task.splits["train"]}
+
+
 def test_the_index_tells_what_there_is(tmp_path: Path) -> None:
     task = made(tmp_path / "data", "image")
     index = prepare(task, tmp_path / "out", per_shard=8)

@@ -232,3 +232,74 @@ def test_faults_of_retrieval_are_one_line(tmp_path: Path) -> None:
 
 def test_numbers_in_yaml_name_labels() -> None:
     assert TableSource.model_validate({"train": "a.csv", "labels": {0: "bad", 1: "good"}}).labels.keys() == {"0", "1"}
+
+
+# --- several labels ------------------------------------------------------------------------------------------------
+
+THINGS = {"a": "an apple", "b": "a ball", "c": "a cat"}
+SETS: list[list[str]] = [[name for place, name in enumerate("abc") if number >> place & 1] for number in range(8)]
+SEVERAL: dict[str, Any] = {"labels": THINGS, "metric": "mean_average_precision"}
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet", "tar"])
+@pytest.mark.parametrize("separator", [None, "|", " / "])
+def test_several_labels_come_in_lists_or_with_a_separator(tmp_path: Path, kind: str, separator: str | None) -> None:
+    """All sets of three labels, the empty one among them, in any order and one named twice."""
+    if separator is None and kind in ("csv", "tsv", "tar"):
+        pytest.skip("has no lists")
+    given = [has[::-1] + has[:1] for has in SETS]
+    records = [
+        {"text": f"w{i}", "label": given[i % 8] if separator is None else separator.join(given[i % 8])}
+        for i in range(200)
+    ]
+    columns = {"text": "txt", "label": "cls"} if kind == "tar" else {}
+    source = TableSource(train=write(tmp_path / f"all.{kind}", records), separator=separator, **SEVERAL, **columns)
+    task = source.task("mine")
+    assert task.family == "multilabel" and task.labels == ("a", "b", "c")
+    found = {example.text: example.label for examples in task.splits.values() for example in examples}
+    assert found == {f"w{i}": tuple("abc".index(name) for name in SETS[i % 8]) for i in range(200)}
+
+
+def test_shards_have_lists_in_json(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        for i in range(200):
+            value = json.dumps({"text": f"w{i}", "label": SETS[i % 8]}).encode()
+            info = tarfile.TarInfo(f"{i:04d}.json")
+            info.size = len(value)
+            archive.addfile(info, io.BytesIO(value))
+    task = TableSource(train=str(tmp_path / "all.tar"), **SEVERAL).task("mine")
+    found = {example.text: example.label for examples in task.splits.values() for example in examples}
+    assert found == {f"w{i}": tuple("abc".index(name) for name in SETS[i % 8]) for i in range(200)}
+
+
+@pytest.mark.parametrize(
+    ("record", "changes", "said"),
+    [
+        ({"label": ["a", "d"]}, {}, "row 1: label 'd' is none of task mine's labels, a, b, c"),
+        ({"label": "a||b"}, {"separator": "|"}, "row 1: label '' is none of task mine's labels, a, b, c"),
+        (
+            {"label": "a|b"},
+            {},
+            "task mine: mean_average_precision is a metric of examples with several labels; its have one",
+        ),
+        (
+            {"label": ["a"]},
+            {"metric": "accuracy"},
+            "task mine: its examples have several labels, accuracy is of one each",
+        ),
+        ({"label": None}, {}, "row 1: has no 'label'"),
+        ({"label": ["a"], "text": ["b"]}, {}, "row 1: its 'text' is a list; only labels come in lists"),
+        ({"label": ["a"]}, {"classes": "new"}, "task mine: its examples have several labels, of both halves"),
+        ({"label": []}, {}, "task mine: its train split has no example of class 'a'; it needs one or more"),
+    ],
+)
+def test_what_is_wrong_with_several_labels_is_one_line(
+    tmp_path: Path, record: dict[str, Any], changes: dict[str, Any], said: str
+) -> None:
+    uri = write(tmp_path / "all.jsonl", [{"text": f"w{number}", **record} for number in range(40)])
+    assert said in refusal(TableSource.model_validate({"train": uri, **SEVERAL, **changes}))
+
+
+def test_a_caption_has_no_separator() -> None:
+    with pytest.raises(ValidationError, match="has a caption and a separator of labels; leave one out"):
+        TableSource(train="a.csv", caption="title", separator="|")

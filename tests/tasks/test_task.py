@@ -96,3 +96,39 @@ def test_a_shot_of_a_retrieval_task_is_one_example_of_each_group(shots: int) -> 
     assert not set(drawn.train) & set(drawn.validation)
     with pytest.raises(PituneError, match=r"^slice toy@16#0: group 5 of the 5 that retrieval task toy's .* has 19 tr"):
         draw(make_retrieval(99), Slice("toy", 16, 0))
+
+
+def make_multilabel(sizes: dict[tuple[int, ...], int], classes: int = 3) -> Task:
+    """A task with so many training examples of each set of labels."""
+    sets = [has for has, size in sizes.items() for _ in range(size)]
+    train = tuple(Example(f"k{i}", f"text {i}", has) for i, has in enumerate(sets))
+    labels = tuple("abcdefgh"[:classes])
+    splits = {"train": train, "validation": train[:1], "test": train[:1]}
+    return Task("toy", "text", "mean_average_precision", labels, labels, splits, "f", "multilabel")
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("shots", [1, 4, 16])
+def test_an_example_of_several_labels_counts_for_each_and_comes_once(shots: int, seed: int) -> None:
+    task = make_multilabel({(0,): 20, (1,): 10, (0, 1): 20, (0, 1, 2): 12, (2,): 13, (): 30})
+    drawn = draw(task, Slice("toy", shots, seed))
+    for part, least in ((drawn.train, shots), (drawn.validation, min(shots, 4))):
+        counts = [sum(label in one.labels for one in part) for label in range(3)]
+        assert min(counts) >= least and len(part) <= 3 * least
+        assert all(one.labels for one in part)
+        # Nobody is there in vain: the last that was taken gave a label what it lacked.
+        assert min(counts) == least
+    keys = [one.key for one in drawn.train + drawn.validation]
+    assert len(set(keys)) == len(keys)
+    assert draw(task, Slice("toy", shots, seed)) == drawn != draw(task, Slice("toy", shots, seed + 9))
+    more = draw(task, Slice("toy", 16, seed))
+    assert set(drawn.train) <= set(more.train)
+
+
+def test_a_rare_label_has_its_shots_and_others_leave_it_something_to_validate_on() -> None:
+    task = make_multilabel({(0,): 40, (0, 1): 8, (1, 2): 12})
+    drawn = draw(task, Slice("toy", 8, 0))
+    assert min(sum(label in one.labels for one in drawn.train) for label in range(3)) == 8
+    assert all(any(label in one.labels for one in drawn.validation) for label in range(3))
+    with pytest.raises(PituneError, match=r"^slice toy@16#0: class 'c' of task toy has 12 training examples"):
+        draw(task, Slice("toy", 16, 0))

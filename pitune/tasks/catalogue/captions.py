@@ -126,7 +126,7 @@ def _icons(name: str) -> Task:
     drawn = {row.picture.digest for row in drawings.clipart_rows() if row.picture}
     rows = [row for row in drawings.icon_rows() if row.picture and row.picture.digest not in drawn]  # some lie in both
     named = [replace(row, label=_tidy(Path(row.key).stem.replace("-", " "))) for row in rows]
-    return _aside(name, [row for row in named if WORD.search(row.label)])
+    return _aside(name, [row for row in named if WORD.search(row.labels[0])])
 
 
 def _flags(name: str) -> Task:
@@ -172,8 +172,8 @@ def titled() -> list[tuple[Row, frozenset[str]]]:
         if not row.key.startswith(FLAGS_FOLDER) and file.exists():
             title, keywords[row.key] = _said(_text(file))
             rows.append(replace(row, label=title))
-    counts = Counter(row.label.casefold() for row in rows)
-    of_use = (row for row in rows if WORD.search(row.label) and counts[row.label.casefold()] <= MOST_ALIKE)
+    counts = Counter(row.labels[0].casefold() for row in rows)
+    of_use = (row for row in rows if WORD.search(row.labels[0]) and counts[row.labels[0].casefold()] <= MOST_ALIKE)
     return [(row, keywords[row.key]) for row in once(of_use)]
 
 
@@ -220,7 +220,7 @@ def once(rows: Iterable[Row]) -> list[Row]:
     """Return the first row of each caption, whatever its capitals."""
     found: dict[str, Row] = {}
     for row in rows:
-        found.setdefault(row.label.casefold(), row)
+        found.setdefault(row.labels[0].casefold(), row)
     return list(found.values())
 
 

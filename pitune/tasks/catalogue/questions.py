@@ -70,7 +70,7 @@ def _match(name: str) -> Task:
     for row, keywords in captions.titled():
         if is_aside(row.key):
             continue
-        drawing = Drawing(row, keywords, row.key.partition("/")[0], frozenset(WORDS.findall(row.label.lower())))
+        drawing = Drawing(row, keywords, row.key.partition("/")[0], frozenset(WORDS.findall(row.labels[0].lower())))
         parts[split_of(row.key, SHARES[("validation", "test")])].append(drawing)
     rows = {split: pairs(found) for split, found in _apart(name, parts).items()}
     return build_task(name, "accuracy", MATCH_LABELS, rows)
@@ -106,7 +106,7 @@ def pairs(drawings: list[Drawing]) -> list[Row]:
     rows = []
     for one, other in zip(ones, _strangers(ones), strict=True):
         row = one.row
-        for label, title in (("yes", row.label), ("no", other.row.label)):
+        for label, title in (("yes", row.labels[0]), ("no", other.row.labels[0])):
             rows.append(Row(f"{row.key}#{label}", title, label, row.place, row.picture))
     return rows
 
