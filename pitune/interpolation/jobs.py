@@ -117,3 +117,11 @@ class SharedChoiceJob(ChoiceJob):
     """A choice among experts that a target shares with others, by the target's own validation examples."""
 
     slice: Slice
+
+
+@dataclass(frozen=True)
+class StackingJob(ChoiceJob):
+    """An average of what methods came to for a target, by their likelihood; ``max_rank`` as an interpolation has it."""
+
+    slice: Slice
+    max_rank: int | None

@@ -19,6 +19,7 @@ from pitune.methods.pi_farthest import PiFarthest
 from pitune.methods.pi_random import PiRandom
 from pitune.methods.similarity import Similarity
 from pitune.methods.single import Single
+from pitune.methods.stacked import Stacked
 from pitune.methods.task_arithmetic import TaskArithmetic
 from pitune.methods.ties import Ties
 from pitune.methods.uniform import Uniform
@@ -49,6 +50,7 @@ METHODS: dict[str, Method] = {
         Fusion(),
         Nearest(),
         Pi(),
+        Stacked(),
         PiFarthest(),
         PiRandom(),
         FineTuning(),

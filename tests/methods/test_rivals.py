@@ -11,7 +11,7 @@ from fakelanes import make_everything
 from tinystudy import make_study
 
 from pitune.config import load_config
-from pitune.interpolation.jobs import ControlJob, MergeJob, TuningJob, WeightSearchJob
+from pitune.interpolation.jobs import ControlJob, MergeJob, StackingJob, TuningJob, WeightSearchJob
 from pitune.interpolation.merging import RULES
 from pitune.methods import METHODS
 from pitune.methods.merge import Merge
@@ -152,6 +152,20 @@ def test_fusion_is_pi_with_the_weights_alone(plan: Plan) -> None:
     assert other.job.inputs["interpolation"] == plan.config.interpolation.model_dump(mode="json")
     assert one.job.fingerprint != other.job.fingerprint
     assert (one.job.method, other.job.method) == ("fusion", "pi")
+
+
+def test_what_is_stacked_brings_its_members_with_it(folder: Path, plan: Plan, tmp_path: Path) -> None:
+    node = node_of(plan, "stacked")
+    members = [node_of(plan, method) for method in ("single", "nearest", "pi")]
+    assert isinstance(node.job, StackingJob) and node.needs == node.job.tried == tuple(one.name for one in members)
+    assert node.job.inputs["members"] == [[one.name, one.job.fingerprint] for one in members]
+    assert (node.name, node.lane, node.job.max_rank) == ("baselines/beta@2#1/stacked", "task", None)
+    alone = made(folder, tmp_path, "methods=[stacked]", "interpolation.max_rank=3", "sweep.trials=1")
+    node = node_of(alone, "stacked")
+    assert isinstance(node.job, StackingJob) and node.job.max_rank == 3
+    assert node.needs == (OWN, "transfer/beta@2#1/alpha@full#0", "interpolations/beta@2#1")
+    scored = {name.split("/")[-1] for name in alone.nodes if name.startswith("predictions/beta@2#1/")}
+    assert scored == {"stacked.parquet"}
 
 
 def test_the_controls_are_made_from_pi_and_are_no_rivals(plan: Plan) -> None:
