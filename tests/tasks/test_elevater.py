@@ -204,7 +204,12 @@ def test_what_is_wrong_with_an_index_is_one_line(tmp_path: Path, change: Callabl
     ("name", "place", "value", "said"),
     [
         ("annotations", 0, {"image_id": 1, "category_id": 9}, "picture 1 is of category 9, which there is not"),
-        ("annotations", 0, {"image_id": 2, "category_id": 1}, "picture 2 has several labels"),
+        (
+            "annotations",
+            1,
+            {"image_id": 1, "category_id": 2},
+            "picture 1 has several labels, annual_crop, forest; one of",
+        ),
         ("annotations", 0, {"image_id": 99, "category_id": 1}, "picture 1 has no label; annotate it or take it out"),
         ("categories", 0, {"id": 3, "name": "lake"}, "val.json: its categories are not those of train.json"),
         ("images", 0, {"id": 1}, "train.json: is not a COCO index (images.0.file_name: is missing)"),
