@@ -64,9 +64,8 @@ def unseen(materials: Materials, target: Slice) -> list[Validation]:
 def show_unseen(materials: Materials, targets: Sequence[Slice]) -> None:
     """Print how each way fares on the development half."""
     found = {target: unseen(materials, target) for target in targets}
-    print(
-        f"development, unseen training examples, {len(targets)} slices\n\nway  accuracy  loss  gain over single  worst task"
-    )
+    print(f"development, unseen training examples, {len(targets)} slices\n")
+    print("way  accuracy  loss  gain over single  worst task")
     for place, way in enumerate(WAYS):
         gains = defaultdict(list)
         for target, scores in found.items():
