@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One study on a Slurm allocation. A template: checked with `bash -n`, never submitted.
+# One study on a Slurm allocation. A template: the tests run ShellCheck on it; it was never submitted.
 #
 #   sbatch cluster/slurm.sh configs/quickstart.yaml /shared/studies/quickstart
 #

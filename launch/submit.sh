@@ -5,8 +5,9 @@
 #   RAY_API_SERVER_ADDRESS=http://HEAD:8265 launch/submit.sh configs/quickstart.yaml /shared/studies/quickstart
 #   … launch/submit.sh --detach configs/quickstart.yaml s3://bucket/quickstart --set runtime.gangs=8
 #
-# CONFIG is a file here; STUDY is a folder that every machine of the cluster reaches at this path, or a bucket's. Further
-# arguments go to `pitune run`. The cluster's machines have pitune installed (cluster/Dockerfile), and their own
+# CONFIG is a file here, and all that travels: tables and models of your own that it names lie at paths which every machine
+# reaches, or in a bucket. STUDY is a folder that every machine reaches at this path, or a bucket's. Further arguments go to
+# `pitune run`. The cluster's machines have pitune installed (cluster/Dockerfile), and their own
 # credentials. The token that the cluster wants is taken from RAY_AUTH_TOKEN, or from ~/.ray/auth_token.
 set -euo pipefail
 

@@ -159,7 +159,10 @@ def _check_metric(task: str, metric: str, family: Family, labels: Mapping[str, s
         right = " or ".join(OF_SEVERAL)
         raise PituneError(f"task {task}: its examples have several labels, {metric} is of one each; write {right}")
     if family != "multilabel" and metric in OF_SEVERAL:
-        raise PituneError(f"task {task}: {metric} is a metric of examples with several labels; its have one each")
+        raise PituneError(
+            f"task {task}: {metric} is a metric of examples with several labels, its have one each; give the separator "
+            "of its labels, or lists of them"
+        )
     if metric in OF_TWO and len(labels or ()) != 2:
         raise PituneError(f"task {task}: {metric} is a metric of two classes; it has {len(labels or ()) or 'captions'}")
 

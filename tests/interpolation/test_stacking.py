@@ -17,6 +17,7 @@ from pitune.experts.lora import A
 from pitune.interpolation.jobs import StackingJob
 from pitune.interpolation.stacking import likelihood_weights, stack
 from pitune.materials import Materials
+from pitune.sharing.card import members
 
 MEMBERS = tuple(f"experts/{name}" for name in (*SOURCES[:2], TARGET))
 PLACE = f"baselines/{TARGET}/stacked"
@@ -61,7 +62,8 @@ def test_updates_are_added_up_by_their_shares(materials: Materials) -> None:
     count = len(materials.data(TARGET).validation)
     odds = [math.exp(-count * loss) for loss in (1.3, 1.2, 1.25)]
     shares = [one / sum(odds) for one in odds]
-    assert list(manifest["weights"].items()) == list(zip(MEMBERS, map(pytest.approx, shares), strict=True))
+    assert manifest["members"] == list(MEMBERS) and manifest["weights"] == pytest.approx(shares)
+    assert members(materials.store, PLACE, manifest) == list(zip(MEMBERS, manifest["weights"], strict=True))
     kind, found = materials.saved(PLACE)
     assert isinstance(kind, Lora)
     experts = [materials.expert(name) for name in MEMBERS]
@@ -97,7 +99,7 @@ def test_padding_takes_no_rank(materials: Materials) -> None:
 
 def test_who_failed_has_no_share(materials: Materials) -> None:
     finish(materials, [None, 1.2, None])
-    assert stacked(materials)["weights"] == dict(zip(MEMBERS, (0.0, 1.0, 0.0), strict=True))
+    assert stacked(materials)["weights"] == [0.0, 1.0, 0.0]
     only, found = materials.expert(MEMBERS[1]), materials.expert(PLACE)
     kind: Any = materials.kind
     for site, held in found.items():

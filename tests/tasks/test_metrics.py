@@ -96,7 +96,7 @@ def test_mean_average_precision_of_four_examples() -> None:
         (
             "mean_average_precision",
             "a",
-            "mean_average_precision is a metric of examples with several labels; its have one",
+            "mean_average_precision is a metric of examples with several labels, its have one",
         ),
     ],
 )

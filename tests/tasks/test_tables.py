@@ -280,7 +280,7 @@ def test_shards_have_lists_in_json(tmp_path: Path) -> None:
         (
             {"label": "a|b"},
             {},
-            "task mine: mean_average_precision is a metric of examples with several labels; its have one",
+            "task mine: mean_average_precision is a metric of examples with several labels, its have one",
         ),
         (
             {"label": ["a"]},
