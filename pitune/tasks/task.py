@@ -197,8 +197,9 @@ def draw(task: Task, chosen: Slice) -> SliceData:
     train = _taken(orders, chosen.shots, frozenset())
     # The validation examples come from the far end, so that growing the shots keeps them as long as it can.
     validation = _taken([order[::-1] for order in orders], min(chosen.shots, VALIDATION_SHOTS), train)
-    everything = dict.fromkeys(example for order in orders for example in order)
-    parts = [tuple(example for example in everything if example.key in part) for part in (train, validation)]
+    wanted = train | validation
+    drawn = {example.key: example for order in orders for example in order if example.key in wanted}
+    parts = [tuple(example for key, example in drawn.items() if key in part) for part in (train, validation)]
     return SliceData(*parts)
 
 
