@@ -13,6 +13,19 @@ if TYPE_CHECKING:
     from pitune.backbones.text import TextBackbone
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist and -m come after it
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one of pytest-xdist's workers have all tests with Ray, from the start, and the others the rest, file by file.
+
+    There is then one Ray at a time, and what a file's tests share is built once.
+    """
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)  # they take the longest
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Compute on one thread: with more, torch's sums may differ in their last bits from run to run."""

@@ -87,6 +87,7 @@ def assert_close(ours: Path, theirs: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.kill
 def test_stopped_or_killed_in_any_lane_it_goes_on_to_identical_results(tmp_path: Path) -> None:
     config = make_study(tmp_path, transfer={})

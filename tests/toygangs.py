@@ -27,6 +27,7 @@ class Pack:
     zero_stage: Literal[0, 1, 2, 3] = 2
     die_at: int | None = None
     sleep: float = 0.0
+    trains: bool = True
     error: str = ""
     jobs: tuple[Job, ...] = ()
     kill_rank: int | None = None  # this one is killed at step 3, the first time
@@ -59,12 +60,17 @@ class Work:
         self._note("open", {"rank": seat.rank, "threads": torch.get_num_threads()})
 
     def train(self, pack: Pack, seat: GangSeat) -> dict[str, str]:
-        from pitune.training.engine import Engine, EngineSettings
-
         if pack.error and seat.rank == seat.world_size - 1:
             raise PituneError(pack.error) if pack.error == "clear" else ValueError(pack.error)
         self._note("begun", {"pack": pack.name})
         time.sleep(pack.sleep)
+        if pack.trains:
+            self._train(pack, seat)
+        return {job.artifacts[0]: "its loss is nan" for job in pack.jobs if job.artifacts[0].startswith("sick")}
+
+    def _train(self, pack: Pack, seat: GangSeat) -> None:
+        from pitune.training.engine import Engine, EngineSettings
+
         generator = torch.Generator().manual_seed(1)
         rows = torch.randn(STEPS, EXPERTS, ROWS, WIDTH, generator=generator)
         with Engine(Bank(), EngineSettings(pack.zero_stage), experts=EXPERTS) as engine:
@@ -95,7 +101,6 @@ class Work:
             (self.folder / f"{pack.name}.json").write_text(
                 json.dumps({"first": first, "losses": losses, "weight": weight})
             )
-        return {job.artifacts[0]: "its loss is nan" for job in pack.jobs if job.artifacts[0].startswith("sick")}
 
     def result(self, name: str) -> dict[str, Any]:
         return dict(json.loads((self.folder / f"{name}.json").read_text()))

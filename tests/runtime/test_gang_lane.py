@@ -26,14 +26,14 @@ def node(name: str) -> Node:
 
 
 def pairs(jobs: Sequence[Job]) -> list[Pack]:
-    """Two jobs a pack, named after the first; what a name says, its pack does."""
+    """Two jobs a pack, named after the first; what a name says, its pack does. Those that do not die train nothing."""
     packs = []
     for start in range(0, len(jobs), 2):
         part = tuple(jobs[start : start + 2])
         name = part[0].artifacts[0]
-        sleep = 3.0 if name.startswith("long") else 0.0
-        kill = 1 if name.startswith("mortal") else None
-        packs.append(Pack(name, error="clear" if name == "bad" else "", jobs=part, sleep=sleep, kill_rank=kill))
+        error, sleep = "clear" if name == "bad" else "", 3.0 if name.startswith("long") else 0.0
+        mortal = name.startswith("mortal")
+        packs.append(Pack(name, sleep=sleep, trains=mortal, error=error, jobs=part, kill_rank=1 if mortal else None))
     return packs
 
 

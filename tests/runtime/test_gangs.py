@@ -125,6 +125,7 @@ with stoppable(), connect(cpus=1):
 
 
 @slow
+@pytest.mark.ray
 @pytest.mark.kill
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_local_ray_ends_with_its_driver(number: int) -> None:
