@@ -46,6 +46,7 @@ def zstd(data: bytes) -> bytes:
         ("data.tar.bz2", bz2.compress(plain_tar())),
         ("data.tar.zst", zstd(plain_tar())),
     ],
+    ids=["tar", "gz", "xz", "lzma", "bz2", "zst"],  # the bytes would be names, and those of a gz tell the time
 )
 def test_a_local_package_however_it_is_compressed(tmp_path: Path, cache: Path, name: str, data: bytes) -> None:
     (tmp_path / "toy.deb").write_bytes(deb(data, name))
