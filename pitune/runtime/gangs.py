@@ -31,16 +31,13 @@ from pitune.runtime.controller import FixedSize, Registration
 from pitune.runtime.lane import N, name_of
 from pitune.runtime.queue import TRIES, Named, PackQueue, Parcel, Snapshot
 from pitune.runtime.room import check_room, gang_count
-from pitune.runtime.settings import RuntimeSettings
+from pitune.runtime.settings import SHARE, RuntimeSettings
 from pitune.runtime.signing import Key, key_of
 from pitune.runtime.worker import PackWork, work_through
 from pitune.store import Job
 
 UNUSED = (DatasetsCallback, PlacementGroupCleanerCallback)
 """They start actors: one serves Ray Data's sets, one frees the room of a dead controller, as the driver does here."""
-SHARE = 0.6
-"""What a gang's worker takes of ``cpus_per_worker`` and ``gpus_per_worker``: tasks and trials fit beside it, another
-gang's worker does not."""
 POLL_SECONDS = 0.25
 END_SECONDS = 10
 """How long gangs have to end by themselves when nothing is left for them."""

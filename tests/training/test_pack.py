@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,21 @@ def test_packs_of_pairs_keep_their_names_when_one_is_done(sources: int) -> None:
     for done in packs:
         left = [one for pack in packs if pack is not done for one in pack.jobs]
         assert {pack.name for pack in make_packs(left, settings)} == {pack.name for pack in packs} - {done.name}
+
+
+def test_packs_without_a_size_hold_what_fits() -> None:
+    """A size that is given is taken as it is."""
+    jobs = [job(f"{task}@4#{seed}", length=length) for task, length in (("a", 10), ("b", 12)) for seed in range(4)]
+
+    def fits(pack: Sequence[ExpertJob]) -> bool:
+        return len(pack) <= (3 if any(one.length == 12 for one in pack) else 5)
+
+    def sizes(settings: TrainingSettings, given: list[ExpertJob]) -> list[int]:
+        return sorted(len(pack.jobs) for pack in make_packs(given, settings, fits))
+
+    assert sizes(SETTINGS, jobs) == [1, 3, 4]
+    assert sizes(TrainingSettings(pack_size=8), jobs) == [8]
+    assert sizes(SETTINGS, pairs_of(9, {"a@4#0": 12})) == [3, 3, 3]
 
 
 def test_the_most_work_comes_first_and_the_order_of_the_jobs_does_not_matter() -> None:
