@@ -46,11 +46,15 @@ STOP_SECONDS = 30
 
 
 class Pack(Named, Protocol):
-    """What a lane must know of a pack: its name, and the jobs that are in it."""
+    """What a lane must know of a pack: its name, the jobs that are in it, and what to try if they do not fit."""
 
     @property
     def jobs(self) -> Sequence[Job]:
         """Return the pack's jobs."""
+        ...
+
+    def halves(self) -> Sequence[Pack]:
+        """Return the packs to make of it where it does not fit into memory; none where nothing smaller can be made."""
         ...
 
 
@@ -103,6 +107,9 @@ class Gangs:
             errors = [*found.errors.values(), *(gang.error for gang in self._gangs if gang.error), "all of them ended"]
             ray.get(self._queue.abandon.remote(f"no gang is left to train it ({errors[0]})"))
             found = ray.get(self._queue.snapshot.remote())
+        for name, parts in found.split.items():
+            if self._packs.pop(name, None):
+                self._packs |= {part.name: part for part in parts}
         self._last = found
         self._controllers.update(found.controllers)
         return found
@@ -265,6 +272,10 @@ class GangLane(Generic[N]):
         if not self._open:
             return []
         found, ended = self._gangs.snapshot(), []
+        for name, parts in found.split.items():
+            by_artifact = {name_of(node): node for node in self._open.pop(name, ())}
+            for part in parts if by_artifact else ():
+                self._open[part.name] = [by_artifact[job.artifacts[0]] for job in part.opened().jobs]
         for pack in [name for name in self._open if name in found.done or name in found.failed]:
             errors = found.done.get(pack, {})
             ended += [(node, found.failed.get(pack) or errors.get(name_of(node))) for node in self._open.pop(pack)]

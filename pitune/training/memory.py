@@ -166,6 +166,11 @@ def saved(forward: Callable[[], object], known: Iterable[Tensor] = ()) -> int:
     return sum(sizes.values())
 
 
+def ran_out(error: BaseException) -> bool:
+    """Say whether an error is torch's, or Python's, that no memory is left, on a GPU or a processor."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 @dataclass(frozen=True)
 class PackMemory:
     """How much memory a worker needs for packs of a study.

@@ -56,6 +56,12 @@ class Pack:
         """How all of them are trained."""
         return self.jobs[0].recipe
 
+    def halves(self) -> tuple[Pack, ...]:
+        """Return the pack as two, of half as many jobs; of one job as none."""
+        half = (len(self.jobs) + 1) // 2
+        parts = (self.jobs[:half], self.jobs[half:]) if len(self.jobs) > 1 else ()
+        return tuple(Pack(f"{self.name}-{number}", jobs) for number, jobs in enumerate(parts, 1))
+
 
 PACK_SIZE = 6
 """Experts of a pack at most, where the settings do not say."""
