@@ -53,6 +53,12 @@ def plan(config: Config, set_: Set = None) -> None:
     out.print(table)
     out.print(f"study {plan.store.root}: {_cost(total)} of one core in all, divided by more cores", soft_wrap=True)
 
+    from pitune.plan.packing import told
+    from pitune.runtime.devices import worker_memory
+
+    for line in told(plan, worker_memory(plan.config.runtime)):
+        out.print(line, soft_wrap=True, highlight=False)
+
 
 @app.command()
 def run(config: Config, set_: Set = None, address: Address = None) -> None:

@@ -16,6 +16,10 @@ class PituneError(Exception):
     """
 
 
+class OutOfMemory(PituneError):
+    """What was to be trained together does not fit into memory; fewer may."""
+
+
 def reason(error: BaseException) -> str:
     """Return an error's text as one line without what may be secret in a URL."""
     number = getattr(error, "errno", None)

@@ -96,6 +96,8 @@ class Study:
     def _look(self) -> None:
         if self.plan.lanes() - {"driver"}:
             _ = self.materials.start
+            if "gang" in self.plan.lanes():
+                _ = self.plan.memory
             del self.materials.backbone  # the workers open their own, this process has no more use for it
 
 

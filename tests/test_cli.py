@@ -65,6 +65,7 @@ def test_plan_and_status_of_a_new_study(tmp_path: Path, run: Run) -> None:
     config = str(make_study(tmp_path))
     code, out, _ = run("plan", config)
     assert code == 0 and "experts" in out and "of one core" in out
+    assert "largest pack: " in out and "GiB a worker" in out
     code, out, _ = run("status", config)
     assert code == 0 and "0 of 5" in out and "no process works on it" in out
     for command in (["verify"], ["report"], ["export", "alpha@2#0", "--to", str(tmp_path / "out")]):

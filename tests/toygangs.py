@@ -6,14 +6,14 @@ import json
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from pitune.errors import PituneError
+from pitune.errors import OutOfMemory, PituneError
 from pitune.runtime.settings import RuntimeSettings
 from pitune.runtime.worker import GangSeat
 from pitune.store import Job
@@ -31,6 +31,12 @@ class Pack:
     error: str = ""
     jobs: tuple[Job, ...] = ()
     kill_rank: int | None = None  # this one is killed at step 3, the first time
+    room: int | None = None  # on the last rank, so many jobs fit into memory
+
+    def halves(self) -> list[Pack]:
+        half = len(self.jobs) // 2
+        parts = (self.jobs[:half], self.jobs[half:]) if half else ()
+        return [replace(self, name=f"{self.name}-{number}", jobs=jobs) for number, jobs in enumerate(parts, 1)]
 
 
 class Bank(nn.Module):
@@ -62,6 +68,8 @@ class Work:
     def train(self, pack: Pack, seat: GangSeat) -> dict[str, str]:
         if pack.error and seat.rank == seat.world_size - 1:
             raise PituneError(pack.error) if pack.error == "clear" else ValueError(pack.error)
+        if pack.room is not None and len(pack.jobs) > pack.room and seat.rank == seat.world_size - 1:
+            raise OutOfMemory(f"{pack.name} does not fit")
         self._note("begun", {"pack": pack.name})
         time.sleep(pack.sleep)
         if pack.trains:

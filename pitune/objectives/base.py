@@ -101,6 +101,22 @@ class Objective(Settings, ABC):
         """
         return False
 
+    def candidates(self, prepared: Any) -> Sequence[Encoded]:
+        """Return the texts of a prepared task that experts may act on; by default none."""
+        return ()
+
+    def texts_at_once(self, experts: int, rows: int, candidates: int, most: int, conditional: bool) -> int:
+        """Return how many of those texts a batch keeps for its backward pass at once; by default each expert's once.
+
+        Args:
+            experts: E.
+            rows: of each expert.
+            candidates: that a row meets.
+            most: texts that are run at once, where the batch itself is no larger.
+            conditional: the experts act on texts beside each example otherwise.
+        """
+        return experts * candidates
+
     @abstractmethod
     def collate(self, backbone: Backbone, firsts: Mapping[str, int], groups: Sequence[Sequence[Row]]) -> Any:
         """Return a batch of E groups of equally many rows, each row with its own task.

@@ -99,6 +99,16 @@ class Match(Objective):
         apart = backbone.texts_tower != backbone.examples_tower
         return backbone.texts_tower in firsts and (apart if self.live is None else self.live)
 
+    def candidates(self, prepared: Candidates) -> Sequence[Encoded]:
+        """Return the texts, each in the sentence in which experts act on it."""
+        return prepared.texts
+
+    def texts_at_once(self, experts: int, rows: int, candidates: int, most: int, conditional: bool) -> int:
+        """Return how many texts keep what their gradients need at once: of conditional experts those of one part."""
+        if not conditional:
+            return experts * candidates
+        return min(experts * rows * candidates, max(experts * rows, most))
+
     def collate(self, backbone: Backbone, firsts: Mapping[str, int], groups: Sequence[Sequence[Row]]) -> MatchBatch:
         """Batch the rows, and the candidates of each group's tasks."""
         shifts = [_shifts(rows) for rows in groups]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from pitune import methods  # not its names: a method's file may know the plan, and come first
@@ -19,6 +20,8 @@ from pitune.plan.node import Item, Lane, Node, State
 from pitune.results import RESULTS, TRANSFER
 from pitune.store import Store
 from pitune.tasks.task import Slice
+from pitune.training.memory import PackMemory, footprint
+from pitune.training.pack import ExpertJob
 
 LAST = ("predictions", "results")
 """Stages that come after those of the methods."""
@@ -216,6 +219,18 @@ class Plan:
     def lanes(self) -> set[Lane]:
         """Return the lanes that something is still to be made in."""
         return {node.lane for node in self.missing()}
+
+    @cached_property
+    def memory(self) -> PackMemory:
+        """How much memory packs take; opens the backbone, if it is not open, the first time.
+
+        Raises:
+            PituneError: the backbone cannot be opened, or experts do not fit it.
+        """
+        kinds = {node.job.kind or self.config.expert for node in self.missing() if isinstance(node.job, ExpertJob)}
+        tasks = list(dict.fromkeys(one.task for one in self.slices()))
+        found = {kind: footprint(self.materials, kind, tasks) for kind in kinds}
+        return PackMemory(found, self.materials, self.config.training, self.config.runtime.workers)
 
     # --- what people see ---------------------------------------------------------------------------------------
 

@@ -31,16 +31,13 @@ from pitune.runtime.controller import FixedSize, Registration
 from pitune.runtime.lane import N, name_of
 from pitune.runtime.queue import TRIES, Named, PackQueue, Parcel, Snapshot
 from pitune.runtime.room import check_room, gang_count
-from pitune.runtime.settings import RuntimeSettings
+from pitune.runtime.settings import SHARE, RuntimeSettings
 from pitune.runtime.signing import Key, key_of
 from pitune.runtime.worker import PackWork, work_through
 from pitune.store import Job
 
 UNUSED = (DatasetsCallback, PlacementGroupCleanerCallback)
 """They start actors: one serves Ray Data's sets, one frees the room of a dead controller, as the driver does here."""
-SHARE = 0.6
-"""What a gang's worker takes of ``cpus_per_worker`` and ``gpus_per_worker``: tasks and trials fit beside it, another
-gang's worker does not."""
 POLL_SECONDS = 0.25
 END_SECONDS = 10
 """How long gangs have to end by themselves when nothing is left for them."""
@@ -49,11 +46,15 @@ STOP_SECONDS = 30
 
 
 class Pack(Named, Protocol):
-    """What a lane must know of a pack: its name, and the jobs that are in it."""
+    """What a lane must know of a pack: its name, the jobs that are in it, and what to try if they do not fit."""
 
     @property
     def jobs(self) -> Sequence[Job]:
         """Return the pack's jobs."""
+        ...
+
+    def halves(self) -> Sequence[Pack]:
+        """Return the packs to make of it where it does not fit into memory; none where nothing smaller can be made."""
         ...
 
 
@@ -106,6 +107,9 @@ class Gangs:
             errors = [*found.errors.values(), *(gang.error for gang in self._gangs if gang.error), "all of them ended"]
             ray.get(self._queue.abandon.remote(f"no gang is left to train it ({errors[0]})"))
             found = ray.get(self._queue.snapshot.remote())
+        for name, parts in found.split.items():
+            if self._packs.pop(name, None):
+                self._packs |= {part.name: part for part in parts}
         self._last = found
         self._controllers.update(found.controllers)
         return found
@@ -268,6 +272,10 @@ class GangLane(Generic[N]):
         if not self._open:
             return []
         found, ended = self._gangs.snapshot(), []
+        for name, parts in found.split.items():
+            by_artifact = {name_of(node): node for node in self._open.pop(name, ())}
+            for part in parts if by_artifact else ():
+                self._open[part.name] = [by_artifact[job.artifacts[0]] for job in part.opened().jobs]
         for pack in [name for name in self._open if name in found.done or name in found.failed]:
             errors = found.done.get(pack, {})
             ended += [(node, found.failed.get(pack) or errors.get(name_of(node))) for node in self._open.pop(pack)]

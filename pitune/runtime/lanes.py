@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pitune.plan import Lane, Plan
+from pitune.plan.packing import packer, to_train
+from pitune.runtime.devices import worker_memory
 from pitune.runtime.driver import DriverLane
 from pitune.runtime.gangs import GangLane
 from pitune.runtime.search import SearchLane
 from pitune.runtime.tasks import TaskLane
-from pitune.training.pack import ExpertJob, Pack, make_packs
 from pitune.training.work import ExpertTraining
 
 Lanes = Mapping[Lane, Any]
@@ -28,12 +29,9 @@ def open_lanes(plan: Plan, wanted: set[Lane]) -> Iterator[Lanes]:
     with contextlib.ExitStack() as stack:
         lanes: dict[Lane, Any] = {"driver": stack.enter_context(DriverLane(materials))}
         if "gang" in wanted:
-
-            def packs(jobs: Sequence[ExpertJob]) -> list[Pack]:
-                return make_packs(jobs, config.training)
-
+            packs = packer(plan, worker_memory(config.runtime))
             storage = stack.enter_context(store.scratch("train"))
-            most = len(packs([node.job for node in plan.missing() if isinstance(node.job, ExpertJob)]))
+            most = len(packs(to_train(plan)))
             work = ExpertTraining(materials, config.training)
             lanes["gang"] = stack.enter_context(GangLane(work, packs, config.runtime, storage, most))
         if "task" in wanted:

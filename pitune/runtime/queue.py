@@ -73,6 +73,7 @@ class Snapshot:
         running: what the gangs work on.
         errors: each gang's error that came from no pack (the backbone does not load).
         controllers: the handle of the actor that runs each gang.
+        split: by the name of each pack that did not fit into memory, those that have taken its place.
     """
 
     life: str
@@ -83,6 +84,7 @@ class Snapshot:
     running: tuple[Running, ...]
     errors: dict[str, str]
     controllers: dict[str, Any]
+    split: dict[str, Sequence[Any]]
 
 
 @dataclass
@@ -90,7 +92,7 @@ class _Entry(Generic[P]):
     """One pack and its state; ``furthest`` is the step that it has ever reached."""
 
     pack: P
-    state: Literal["waiting", "leased", "done", "failed"] = "waiting"
+    state: Literal["waiting", "leased", "done", "failed", "split"] = "waiting"
     gang: str | None = None
     tries: int = 0
     step: int = 0
@@ -98,6 +100,7 @@ class _Entry(Generic[P]):
     furthest: int = 0
     error: str = ""
     errors: dict[str, str] = field(default_factory=dict)
+    parts: Sequence[P] = ()
 
 
 @dataclass
@@ -113,7 +116,7 @@ class _Crew:
 
 @dataclass
 class Queue(Generic[P]):
-    """Packs and their states: waiting, leased, done, failed. Gangs wait for more until it is closed.
+    """Packs and their states: waiting, leased, done, failed, split. Gangs wait for more until it is closed.
 
     Args:
         tries: how often a pack is begun without getting further before its gangs' deaths make it a failure.
@@ -161,7 +164,7 @@ class Queue(Generic[P]):
         entries = self._entries.values()
         return Snapshot(
             life=self._life,
-            total=len(self._entries),
+            total=sum(entry.state != "split" for entry in entries),
             waiting=sum(entry.state == "waiting" for entry in entries),
             done={entry.pack.name: entry.errors for entry in entries if entry.state == "done"},
             failed={entry.pack.name: entry.error for entry in entries if entry.state == "failed"},
@@ -172,6 +175,7 @@ class Queue(Generic[P]):
             ),
             errors={name: crew.error for name, crew in self._crews.items() if crew.error},
             controllers={name: crew.controller for name, crew in self._crews.items() if crew.controller is not None},
+            split={entry.pack.name: entry.parts for entry in entries if entry.state == "split"},
         )
 
     # --- for the gangs -----------------------------------------------------------------------------------------
@@ -250,6 +254,20 @@ class Queue(Generic[P]):
             if entry.gang is not None:
                 self._got_further(entry.gang, starts=0)  # several workers start again after it
             entry.state, entry.gang, entry.error = "failed", None, error
+
+    def split(self, pack: str, parts: Sequence[P]) -> None:
+        """Put ``parts`` in the place of a pack that did not fit into memory; they wait behind the others.
+
+        Several workers may find that, and the first one counts. A queue that has just started again, and has no such
+        pack yet, will give it out as it was.
+        """
+        entry = self._entries.get(pack)
+        if entry is None or entry.state not in ("waiting", "leased"):
+            return
+        if entry.gang is not None:
+            self._got_further(entry.gang, starts=0)  # its workers start again after it
+        entry.state, entry.gang, entry.parts = "split", None, parts
+        self.add(parts)
 
     def lost(self, gang: str) -> Any:
         """Note that ``gang`` is gone: its pack waits again, or has failed if it was tried often enough.

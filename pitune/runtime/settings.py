@@ -8,6 +8,10 @@ from pydantic import Field
 
 from pitune.settings import Settings
 
+SHARE = 0.6
+"""What a gang's worker takes of ``cpus_per_worker`` and ``gpus_per_worker``: tasks and trials fit beside it, another
+gang's worker does not."""
+
 
 class RuntimeSettings(Settings):
     """What a gang, a task and a trial take of the cluster."""

@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 from pyarrow import fs
 
-from pitune.errors import PituneError, one_line
-from pitune.runtime.queue import WAIT, Named
+from pitune.errors import OutOfMemory, PituneError, one_line
+from pitune.runtime.queue import WAIT, Named, Parcel
 from pitune.runtime.signing import Key, Label, Unsigned, copy_signed, sign
 
 P_contra = TypeVar("P_contra", bound=Named, contravariant=True)
@@ -107,7 +107,7 @@ class PackWork(Protocol[P_contra]):
 
         Returns:
             The error, in one line, of each member that has not come out well, by the name of its first artifact; the
-            others are committed. What is raised fails the whole pack.
+            others are committed. What is raised fails the whole pack, but for OutOfMemory, after which its halves come.
         """
 
 
@@ -182,7 +182,9 @@ def _train(pack: Any, work: Any, seat: GangSeat, queue: Any) -> None:
     """Train one pack and tell the queue what came of it.
 
     Only the pack's own fault fails it; anything else starts the gang again. After its fault a worker alone goes on with
-    the next pack; several start again, for the others may be waiting for the one that failed.
+    the next pack; several start again, for the others may be waiting for the one that failed. What does not fit into
+    memory is no failure as long as there are halves of it: they are packs like others, and the workers start again, so
+    that nothing of the attempt is left in their memory.
     """
     seat.take(pack.name)
     try:
@@ -190,8 +192,13 @@ def _train(pack: Any, work: Any, seat: GangSeat, queue: Any) -> None:
     except Exception as error:
         if not is_packs_fault(error, seat.world_size):
             raise
-        ray.get(queue.failed.remote(pack.name, one_line(error)))
-        if seat.world_size > 1:
+        full = isinstance(error, OutOfMemory)
+        parts = [Parcel.of(half) for half in pack.halves()] if full else []
+        if parts:
+            ray.get(queue.split.remote(pack.name, parts))
+        else:
+            ray.get(queue.failed.remote(pack.name, one_line(error)))
+        if full or seat.world_size > 1:
             raise
     else:
         if seat.rank == 0:

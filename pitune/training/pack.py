@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -56,26 +56,48 @@ class Pack:
         """How all of them are trained."""
         return self.jobs[0].recipe
 
+    def halves(self) -> tuple[Pack, ...]:
+        """Return the pack as two, of half as many jobs; of one job as none."""
+        half = (len(self.jobs) + 1) // 2
+        parts = (self.jobs[:half], self.jobs[half:]) if len(self.jobs) > 1 else ()
+        return tuple(Pack(f"{self.name}-{number}", jobs) for number, jobs in enumerate(parts, 1))
 
+
+PACK_SIZE = 6
+"""Experts of a pack at most, where the settings do not say."""
 LENGTHS = 1.5
 """Rows of a pack's experts differ in mean cost at most by this factor: cheap ones are padded to the dearest."""
 
 
-def make_packs(jobs: Sequence[ExpertJob], settings: TrainingSettings) -> list[Pack]:
+def make_packs(
+    jobs: Sequence[ExpertJob], settings: TrainingSettings, fits: Callable[[Sequence[ExpertJob]], bool] | None = None
+) -> list[Pack]:
     """Group jobs with the same recipe and rows of like cost into packs, the most work first, trials last.
 
     Jobs that start from other experts and have the same rows, the pairs of one target, come into the same pack, or into
     as few of like size as hold them.
+
+    Args:
+        jobs: what is to be trained.
+        settings: their ``pack_size`` is taken as it is.
+        fits: where they have none, says whether jobs fit into memory together; one alone is tried. None: all do.
     """
+    size = settings.pack_size or PACK_SIZE
+    bound = None if settings.pack_size else fits
+
+    def most(job: ExpertJob) -> int:
+        return max((count for count in range(1, size + 1) if bound([job] * count)), default=1) if bound else size
+
     packs: list[list[ExpertJob]] = []
-    for part in _inseparable([job for job in jobs if job.kind is None], settings.pack_size):
+    for part in _inseparable([job for job in jobs if job.kind is None], most):
         head = packs[-1][0] if packs else None
         if (
             head is not None
-            and len(packs[-1]) + len(part) <= settings.pack_size
+            and len(packs[-1]) + len(part) <= size
             and head.recipe == part[0].recipe
             and (head.start is None) == (part[0].start is None)
             and part[0].length <= LENGTHS * head.length
+            and (bound is None or bound([*packs[-1], *part]))
         ):
             packs[-1] += part
         else:
@@ -86,7 +108,7 @@ def make_packs(jobs: Sequence[ExpertJob], settings: TrainingSettings) -> list[Pa
     return [_named(pack, settings) for pack in packs]
 
 
-def _inseparable(jobs: Sequence[ExpertJob], most: int) -> Iterator[list[ExpertJob]]:
+def _inseparable(jobs: Sequence[ExpertJob], most: Callable[[ExpertJob], int]) -> Iterator[list[ExpertJob]]:
     """Yield the jobs in the order in which packs take them, those that belong into one pack together.
 
     How jobs of the same rows are split stays when one of their packs is done: its checkpoints are looked for by name.
@@ -99,7 +121,7 @@ def _inseparable(jobs: Sequence[ExpertJob], most: int) -> Iterator[list[ExpertJo
     for _, same in groupby(in_order, key=lambda job: (order(job), job.data)):
         left = list(same)
         while left:
-            packs = -(-len(left) // most)
+            packs = -(-len(left) // most(left[0]))
             size = -(-len(left) // packs)
             yield left[:size]
             left = left[size:]

@@ -22,7 +22,9 @@ class TrainingSettings(Settings):
     shots: dict[Annotated[int, Field(ge=1)], Recipe] = Field(
         {}, description="recipes for some numbers of shots, in place of few"
     )
-    pack_size: int = Field(6, ge=1, description="experts trained together")
+    pack_size: int | None = Field(
+        None, ge=1, description="experts trained together; null: 6, or as many of them as fit into a worker's memory"
+    )
     precision: Precision = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     gradient_accumulation: int = Field(1, ge=1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 
+from pitune.errors import OutOfMemory
 from pitune.experts.checkpoint import to_files
 from pitune.materials import Materials
 from pitune.store import table_bytes
 from pitune.training.engine import EngineSettings, start_distributed
 from pitune.training.loop import Member, PackTraining, Seat, Trained
+from pitune.training.memory import ran_out
 from pitune.training.pack import ExpertJob, Pack
 from pitune.training.settings import TrainingSettings
 
@@ -30,9 +32,30 @@ class ExpertTraining:
 
         Returns:
             The error of each expert whose loss was not a number, by its artifact; but for trials, which may fail.
+
+        Raises:
+            OutOfMemory: it does not fit; nothing is committed, and the backbone may not be as it was.
         """
         began = time.perf_counter()
-        outcomes = PackTraining(
+        try:
+            outcomes = self._trained(pack, seat)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            raise OutOfMemory(
+                f"expert {pack.jobs[0].name}: a step of {len(pack.jobs)} x {pack.recipe.batch_size} rows does not fit "
+                "into memory; lower training.*.batch_size, or raise training.gradient_accumulation"
+            ) from error
+        if seat.rank == 0:
+            seconds = (time.perf_counter() - began) / len(pack.jobs)
+            for job, outcome in zip(pack.jobs, outcomes, strict=True):
+                if outcome.error is None or job.may_fail:
+                    self._commit(pack, job, outcome, seconds)
+        pairs = [pair for pair in zip(pack.jobs, outcomes, strict=True) if not pair[0].may_fail]
+        return {job.artifacts[0]: outcome.error for job, outcome in pairs if outcome.error is not None}
+
+    def _trained(self, pack: Pack, seat: Seat) -> list[Trained]:
+        return PackTraining(
             self.materials.backbone,
             pack.jobs[0].kind or self.materials.kind,
             self.materials.objective,
@@ -47,13 +70,6 @@ class ExpertTraining:
             seat,
             self.checkpoint_every,
         ).run()
-        if seat.rank == 0:
-            seconds = (time.perf_counter() - began) / len(pack.jobs)
-            for job, outcome in zip(pack.jobs, outcomes, strict=True):
-                if outcome.error is None or job.may_fail:
-                    self._commit(pack, job, outcome, seconds)
-        pairs = [pair for pair in zip(pack.jobs, outcomes, strict=True) if not pair[0].may_fail]
-        return {job.artifacts[0]: outcome.error for job, outcome in pairs if outcome.error is not None}
 
     def _member(self, job: ExpertJob) -> Member:
         examples = sum(len(self.materials.data(chosen).train) for chosen, _ in job.data)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import ray
@@ -13,8 +15,11 @@ import torch.distributed as dist
 from toygangs import Pack, settings, storage, work
 from toylanes import Node, wait_for
 
-from pitune.errors import PituneError
-from pitune.runtime.gangs import GangLane
+from pitune.errors import OutOfMemory, PituneError
+from pitune.runtime import worker
+from pitune.runtime.gangs import GangLane, Gangs
+from pitune.runtime.lane import name_of
+from pitune.runtime.queue import Parcel, Queue
 from pitune.runtime.worker import is_packs_fault
 from pitune.store import Job
 
@@ -68,6 +73,68 @@ def test_a_lane_serves_all_that_comes_and_outlives_its_queue(ray_session: None, 
     while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 2
+
+
+class Called:
+    """A queue whose methods are called as an actor's are, in this process."""
+
+    def __init__(self, queue: Queue[Parcel]) -> None:
+        self.queue = queue
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self.queue, name))
+
+
+def test_a_lane_follows_a_pack_into_its_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Ray: one worker, whose memory holds one job."""
+    monkeypatch.setattr(worker.ray, "get", lambda found: found)
+    queue = Queue[Parcel]()
+
+    def train(pack: Pack, seat: object) -> dict[str, str]:
+        if len(pack.jobs) > 1 or pack.name == "large-2-2":
+            raise OutOfMemory(f"{pack.name} does not fit")
+        return {job.artifacts[0]: "its loss is nan" for job in pack.jobs if job.artifacts[0] == "sick"}
+
+    lane = GangLane[Node](Any, lambda jobs: [Pack("large", jobs=tuple(jobs))], settings(), "nowhere")
+    lane._gangs = cast(
+        Gangs, SimpleNamespace(add=lambda packs: queue.add([*map(Parcel.of, packs)]), snapshot=queue.snapshot)
+    )
+    lane.add([node(name) for name in ("a", "sick", "b", "c")])
+    queue.close()
+    ended: dict[str, str | None] = {}
+    starts = 0
+    while isinstance(parcel := queue.claim("gang"), Parcel):
+        seat: Any = SimpleNamespace(take=lambda name: None, rank=0, world_size=1)
+        try:
+            worker._train(parcel.opened(), SimpleNamespace(train=train), seat, Called(queue))
+        except OutOfMemory:
+            starts += 1
+        if starts != 2:  # a lane may look seldom, and find halves of halves
+            ended |= {name_of(one): error for one, error in lane.finished()}
+    assert ended == {"a": None, "sick": "its loss is nan", "b": None, "c": "large-2-2 does not fit"}
+    assert starts == 4 and lane.unfinished() == 0 and not lane.running()
+
+
+@slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_does_not_fit_comes_again_in_halves(workers: int, ray_session: None, tmp_path: Path) -> None:
+    """In the gang's only worker, and in one of two, while the other waits for it."""
+
+    def packs(jobs: Sequence[Job]) -> list[Pack]:
+        return [Pack("large", jobs=tuple(jobs[:4]), room=1), Pack("hopeless", jobs=tuple(jobs[4:]), room=0)]
+
+    made = work(tmp_path)
+    with GangLane[Node](made, packs, settings(workers), storage(tmp_path)) as lane:
+        lane.add([node(name) for name in ("a", "b", "c", "sick", "e")])
+        lane.close()  # nothing else will come, and the halves all the same
+        assert wait_for(lane, 5, 400) == {
+            **dict.fromkeys("abc"),
+            "sick": "its loss is nan",
+            "e": "hopeless does not fit",
+        }
+    begun = {str(note["pack"]) for note in made.notes("begun")}
+    assert {"large-1-1", "large-1-2", "large-2-1", "large-2-2"} <= begun
+    assert not (tmp_path / "results" / "large.json").exists()
 
 
 @slow

@@ -161,3 +161,30 @@ def test_a_queue_that_has_forgotten_is_filled_again() -> None:
     shot = packs.snapshot()
     assert (list(shot.done), shot.failed) == (["p0"], {"p1": "it was bad"})
     assert shot.life != queue(0).snapshot().life
+
+
+def test_parts_take_the_place_of_what_did_not_fit() -> None:
+    packs = queue(2)
+    assert packs.claim("a") == Pack("p0")
+    packs.split("p0", [Pack("p0-1"), Pack("p0-2")])
+    packs.split("p0", [Pack("late")])  # another worker of the gang
+    packs.split("unknown", [Pack("late")])
+    found = packs.snapshot()
+    assert (found.total, found.waiting, found.running) == (3, 3, ())
+    assert found.split == {"p0": [Pack("p0-1"), Pack("p0-2")]}
+    assert [packs.claim(gang) for gang in "abc"] == [Pack("p1"), Pack("p0-1"), Pack("p0-2")]
+    packs.split("p0-1", [Pack("p0-1-1"), Pack("p0-1-2")])
+    assert packs.claim("b") == Pack("p0-1-1")
+    assert not packs.snapshot().failed
+
+
+def test_a_gang_whose_packs_do_not_fit_may_start_as_often_as_it_takes() -> None:
+    packs = queue(1, tries=2)
+    name = "p0"
+    for _ in range(4):
+        assert packs.enter("a")
+        claimed = packs.claim("a")
+        assert claimed == Pack(name)
+        name = f"{name}-1"
+        packs.split(claimed.name, [Pack(name)])
+    assert packs.enter("a") and packs.claim("a") == Pack(name)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +17,13 @@ from tinystudy import make_materials
 
 from pitune.backbones.base import Inputs
 from pitune.backbones.cache import CACHE
+from pitune.errors import OutOfMemory
 from pitune.experts.checkpoint import to_files
 from pitune.materials import Materials
 from pitune.tasks.task import Slice
+from pitune.training import loop
 from pitune.training.engine import EngineSettings
-from pitune.training.loop import Alone, Member, PackTraining
+from pitune.training.loop import Alone, Member, PackedModel, PackTraining
 from pitune.training.pack import ExpertJob, Pack, make_packs
 from pitune.training.recipe import Recipe
 from pitune.training.settings import TrainingSettings
@@ -109,6 +113,61 @@ def test_packs_of_pairs_keep_their_names_when_one_is_done(sources: int) -> None:
     for done in packs:
         left = [one for pack in packs if pack is not done for one in pack.jobs]
         assert {pack.name for pack in make_packs(left, settings)} == {pack.name for pack in packs} - {done.name}
+
+
+def test_packs_without_a_size_hold_what_fits() -> None:
+    """A size that is given is taken as it is."""
+    jobs = [job(f"{task}@4#{seed}", length=length) for task, length in (("a", 10), ("b", 12)) for seed in range(4)]
+
+    def fits(pack: Sequence[ExpertJob]) -> bool:
+        return len(pack) <= (3 if any(one.length == 12 for one in pack) else 5)
+
+    def sizes(settings: TrainingSettings, given: list[ExpertJob]) -> list[int]:
+        return sorted(len(pack.jobs) for pack in make_packs(given, settings, fits))
+
+    assert sizes(SETTINGS, jobs) == [1, 3, 4]
+    assert sizes(TrainingSettings(pack_size=8), jobs) == [8]
+    assert sizes(SETTINGS, pairs_of(9, {"a@4#0": 12})) == [3, 3, 3]
+
+
+def test_halves_are_packs_of_their_own() -> None:
+    (pack,) = make_packs([job(f"a@4#{seed}") for seed in range(5)], SETTINGS)
+    first, second = pack.halves()
+    assert first.jobs + second.jobs == pack.jobs and len(first.jobs) == 3
+    assert len({pack.name, first.name, second.name, *(half.name for half in first.halves())}) == 5
+    assert Pack("p", pack.jobs[:1]).halves() == ()
+
+
+class Small(PackedModel):
+    """Stands for a device that holds two experts' rows at most."""
+
+    error: type[BaseException] = torch.OutOfMemoryError
+
+    def forward(self, batches: Any, wants_answers: bool = False) -> Any:
+        if self.bank.size > 2 and not wants_answers:
+            raise self.error("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return super().forward(batches, wants_answers)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_what_did_not_fit_trains_in_halves_as_if_it_had_from_the_start(
+    error: type[BaseException], materials: Materials, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = Pack("p", tuple(job(text) for text in ("a@4#0", "b@4#0", "a@4#1", "b@4#1")))
+    other = make_materials(tmp_path / "other", tiny_folder, steps=3)
+    for half in pack.halves():
+        ExpertTraining(other, SETTINGS).train(half, Alone())
+    monkeypatch.setattr(Small, "error", error)
+    monkeypatch.setattr(loop, "PackedModel", Small)
+    work = ExpertTraining(materials, SETTINGS)
+    with pytest.raises(OutOfMemory, match=r"expert a@4#0: a step of 4 x 4 rows does not fit .* lower training"):
+        work.train(pack, Alone())
+    assert not materials.store.artifacts()
+    for half in pack.halves():
+        work.train(half, Alone())
+    for one in pack.jobs:
+        found, expected = (flat(held.expert(one.artifacts[0])) for held in (materials, other))
+        assert torch.equal(found, expected)
 
 
 def test_the_most_work_comes_first_and_the_order_of_the_jobs_does_not_matter() -> None:
