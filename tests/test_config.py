@@ -325,11 +325,14 @@ def test_the_configurations_that_come_along_are_right(path: Path) -> None:
     assert load_config(path).targets
 
 
-def test_the_other_regimes_of_the_twenty_tasks_are_over_the_same_experts() -> None:
-    first, other = (load_config(CONFIGS / f"{name}.yaml") for name in ("twenty_tasks", "twenty_tasks_regimes"))
+@pytest.mark.parametrize(("name", "shots", "more"), [("4_shots", 4, set()), ("full", None, {"sweep"})])
+def test_the_other_regimes_of_the_twenty_tasks_are_over_the_same_experts(
+    name: str, shots: int | None, more: set[str]
+) -> None:
+    first, other = (load_config(CONFIGS / f"{file}.yaml") for file in ("twenty_tasks", f"twenty_tasks_{name}"))
     differing = {name for name in StudyConfig.model_fields if getattr(first, name) != getattr(other, name)}
-    assert differing == {"targets", "transfer", "methods"}
-    assert {target.shots for target in other.target_slices} == {4, None} and other.transfer is None
+    assert differing == {"targets", "transfer", "methods"} | more
+    assert {target.shots for target in other.target_slices} == {shots} and other.transfer is None
 
 
 def test_the_encoders_that_come_along_are_right() -> None:
