@@ -54,7 +54,7 @@ class GangSeat:
         self._pack = ""
         self._told = 0.0
 
-    def progress(self, step: int, steps: int) -> None:
+    def progress(self, step: int, steps: int, rows: int) -> None:
         """Tell the queue how far the pack is, at most twice a second."""
         now = time.monotonic()
         if self.rank == 0 and (now - self._told >= 0.5 or step >= steps):

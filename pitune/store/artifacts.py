@@ -147,9 +147,8 @@ class Store:
         artifacts = sorted(filter(None, map(artifact_of, sizes)))
         entries: dict[str, Entry] = {}
         with ThreadPoolExecutor(READERS) as pool:
-            for start in range(
-                0, len(artifacts), 1000
-            ):  # some at a time: a future for each would cost more than it holds
+            # Some at a time: a future for each would cost more than it holds.
+            for start in range(0, len(artifacts), 1000):
                 some = artifacts[start : start + 1000]
                 found = pool.map(lambda artifact: self._entry(artifact, sizes), some)
                 entries.update((artifact, entry) for artifact, entry in zip(some, found, strict=True) if entry)
@@ -261,6 +260,11 @@ class Store:
         """Write a file that is no artifact (``study.yaml``), whole or not at all."""
         with self._writing(path):
             self._place.write(path, data)
+
+    def append(self, path: str, data: bytes) -> None:
+        """Add to the end of a file that is no artifact: a log."""
+        with self._writing(path):
+            self._place.append(path, data)
 
     def _delete(self, artifact: str, but: Mapping[str, bytes] | None = None) -> None:
         """Delete the manifest, then the files that it names, but for those that are about to be replaced."""

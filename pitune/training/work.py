@@ -8,6 +8,7 @@ from pitune.experts.checkpoint import to_files
 from pitune.materials import Materials
 from pitune.store import table_bytes
 from pitune.training.engine import EngineSettings, start_distributed
+from pitune.training.log import PackLog
 from pitune.training.loop import Member, PackTraining, Seat, Trained
 from pitune.training.pack import ExpertJob, Pack
 from pitune.training.settings import TrainingSettings
@@ -46,6 +47,7 @@ class ExpertTraining:
             ),
             seat,
             self.checkpoint_every,
+            PackLog(self.materials.store, pack.name, [job.artifacts[0] for job in pack.jobs]),
         ).run()
         if seat.rank == 0:
             seconds = (time.perf_counter() - began) / len(pack.jobs)
