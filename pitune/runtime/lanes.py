@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pitune.plan import Lane, Plan
+from pitune.runtime import metrics
 from pitune.runtime.driver import DriverLane
 from pitune.runtime.gangs import GangLane
 from pitune.runtime.search import SearchLane
@@ -24,6 +25,7 @@ def open_lanes(plan: Plan, wanted: set[Lane]) -> Iterator[Lanes]:
     Raises:
         PituneError: the cluster is too small for one worker.
     """
+    metrics.count_commits()
     materials, config, store = plan.materials, plan.config, plan.store
     with contextlib.ExitStack() as stack:
         lanes: dict[Lane, Any] = {"driver": stack.enter_context(DriverLane(materials))}

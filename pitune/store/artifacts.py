@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from pitune.store.manifest import (
 )
 from pitune.store.places import Place, has_credentials, meaning
 
+LOG = logging.getLogger(__name__)
 READERS = 16
 """Manifests that are read at the same time: on an object store the time goes into waiting."""
 TRIES = 20
@@ -242,6 +244,7 @@ class Store:
                     for path, temporary in temporaries.items():
                         self._place.move(temporary, path)
                 if self._place.is_local or self._is_settled(content):
+                    LOG.info("committed %s", artifact, extra={"bytes": sum(map(len, content.values()))})
                     return parse_manifest(last)
             time.sleep(random.uniform(0, 0.1))
         raise PituneError(f"{self.where(artifact)}: is written by another process all the time; end that one")
