@@ -85,7 +85,7 @@ class StageProgress:
         now = time.monotonic()
         count = f"{int(stage.there)}/{stage.total}"
         bar = self._bars.add_task(
-            stage.name, total=stage.total, completed=stage.there, count=count, left="", running=""
+            stage.name, total=stage.total, completed=int(stage.there), count=count, left="", running=""
         )
         self._lines[stage.name] = _Line(bar, now, now)
         starting = stage.there < stage.total
