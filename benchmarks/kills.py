@@ -87,7 +87,7 @@ class Work:
                 engine.backward((engine(rows[:, seat.rank :: 2]) ** 2).mean((1, 2)))
                 engine.step()
                 time.sleep(SECONDS_A_STEP)
-                seat.progress(step + 1, STEPS)
+                seat.progress(step + 1, STEPS, EXPERTS * ROWS // 2)
                 if (step + 1) % CHECKPOINT_EVERY == 0:
                     seat.checkpoint(save, step + 1)
         if seat.rank == 0:

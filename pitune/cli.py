@@ -123,13 +123,26 @@ def align(config: AlignFile, set_: Set = None) -> None:
 
 
 @app.command()
-def status(config: Config, set_: Set = None) -> None:
+def status(
+    study: Annotated[str, typer.Argument(help="the study's YAML; or its folder or URI, then as its last run says")],
+    watch: Annotated[bool, typer.Option("--watch", help="show it as long as a run works on the study")] = False,
+    set_: Set = None,
+) -> None:
     """Show how far the study is, without touching it."""
-    plan = _plan(config, set_)
-    for stage, items in _by_stage(plan).items():
-        done = sum(item.state == "done" for item in items)
-        out.print(f"{stage:<16}{done:>5} of {len(items)}")
-    out.print("running now" if plan.store.is_locked() else "no process works on it")
+    from pitune import watching
+    from pitune.store import Store
+
+    is_place = "://" in study or Path(study).is_dir()
+    store = Store(study if is_place else _read(Path(study), set_).study)
+    if watch:
+        watching.watch(store, out)
+    elif is_place:
+        watching.print_once(store, out)
+    else:
+        for stage, items in _by_stage(_plan(Path(study), set_)).items():
+            done = sum(item.state == "done" for item in items)
+            out.print(f"{stage:<16}{done:>5} of {len(items)}")
+    out.print(watching.holder(store), soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()

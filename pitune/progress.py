@@ -7,9 +7,11 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
 PLAIN_SECONDS = 15  # between plain lines of one stage
 KNOWN = 0.1  # the share of a stage after which the time to go can be told: workers take a while to start
@@ -22,16 +24,23 @@ class Stage:
     Attributes:
         name: of the stage.
         total: how many nodes it has.
-        there: how many of them were there when the run began.
+        there: how many of them were there when the run, or the watching, began.
         done: how many are there now, those that are being made in part.
         running: what is being made.
     """
 
     name: str
     total: int
-    there: int
+    there: float
     done: float
     running: Sequence[str] = ()
+
+
+class Progress(Protocol):
+    """Who is told how far a study is."""
+
+    def show(self, stages: Sequence[Stage]) -> None:
+        """The stages that have begun, or that are all there, have come so far."""
 
 
 @contextlib.contextmanager
@@ -45,7 +54,7 @@ def shown(console: Console) -> Iterator[StageProgress]:
         TextColumn("{task.fields[left]:<12}"),
         TextColumn("[dim]{task.fields[running]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, refresh_per_second=4) as bars:
+    with Bars(*columns, console=console, disable=not console.is_terminal, refresh_per_second=4) as bars:
         yield StageProgress(console, bars)
 
 
@@ -61,7 +70,7 @@ class _Line:
 class StageProgress:
     """Says of each stage that has begun what is running, how far it is and how long it has to go."""
 
-    def __init__(self, console: Console, bars: Progress) -> None:
+    def __init__(self, console: Console, bars: Bars) -> None:
         self._console, self._bars = console, bars
         self._lines: dict[str, _Line] = {}
 
@@ -74,13 +83,13 @@ class StageProgress:
 
     def _begin(self, stage: Stage) -> None:
         now = time.monotonic()
-        count = f"{stage.there}/{stage.total}"
+        count = f"{int(stage.there)}/{stage.total}"
         bar = self._bars.add_task(
-            stage.name, total=stage.total, completed=stage.there, count=count, left="", running=""
+            stage.name, total=stage.total, completed=int(stage.there), count=count, left="", running=""
         )
         self._lines[stage.name] = _Line(bar, now, now)
         starting = stage.there < stage.total
-        self._say(f"{stage.name}: {stage.there} of {stage.total} there" + (", starting" if starting else ""))
+        self._say(f"{stage.name}: {int(stage.there)} of {stage.total} there" + (", starting" if starting else ""))
         if not starting:
             self._bars.stop_task(bar)
 
@@ -90,7 +99,7 @@ class StageProgress:
         now = time.monotonic()
         share = (stage.done - stage.there) / (stage.total - stage.there)
         spent = now - line.began
-        left = f"{_clock(spent / share * (1 - share))} to go" if KNOWN <= share < 1 else ""
+        left = f"{clock(spent / share * (1 - share))} to go" if KNOWN <= share < 1 else ""
         running = stage.running
         names = ", ".join(running[:3]) + (f" and {len(running) - 3} more" if len(running) > 3 else "")
         names = names or ("starting workers" if share == 0 else "")
@@ -100,7 +109,7 @@ class StageProgress:
             self._bars.stop_task(line.bar)
         if now - line.said >= (0 if share == 1 else PLAIN_SECONDS):
             line.said = math.inf if share == 1 else now
-            parts = (f"{stage.name}: {count} after {_clock(spent)}", left, names)
+            parts = (f"{stage.name}: {count} after {clock(spent)}", left, names)
             self._say(", ".join(part for part in parts if part))
 
     def _say(self, line: str) -> None:
@@ -109,6 +118,7 @@ class StageProgress:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return a time span as minutes and seconds: ``2:05``."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes}:{seconds:02d}"

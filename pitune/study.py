@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
-from typing import Protocol
 
 from pitune.config import StudyConfig
 from pitune.errors import PituneError
 from pitune.plan import Lane, Plan, materials_of
-from pitune.progress import Stage
+from pitune.progress import Progress, Stage
 from pitune.runtime.cluster import connect
 from pitune.runtime.lanes import Lanes, open_lanes
 from pitune.store import Store
+from pitune.watching import recorded
 
 LOOK_SECONDS = 0.1  # between looks at the lanes
 ORDER: tuple[Lane, ...] = ("gang", "search", "task", "driver")
 Opener = Callable[[Plan, set[Lane]], AbstractContextManager[Lanes]]
-
-
-class Progress(Protocol):
-    """Who is told how far the study is."""
-
-    def show(self, stages: Sequence[Stage]) -> None:
-        """The stages that have begun, or that are all there, have come so far."""
 
 
 class Study:
@@ -67,14 +60,14 @@ class Study:
         """
         with ExitStack() as stack:
             self._check(stack, address)
-            with self.store.lock():
+            with self.store.lock(), recorded(self.store, progress) as told:
                 self.store.write("study.yaml", self.config.yaml().encode())
                 self.plan.drop_old_results()
                 wanted = self.plan.lanes()
                 if wanted - {"driver"}:
                     stack.enter_context(connect(address))
                 with self._opener(self.plan, wanted) as lanes:
-                    make_all(self.plan, lanes, progress)
+                    make_all(self.plan, lanes, told)
                     _raise(self.plan)
                 if self.goal is None:
                     from pitune.report import write_report  # brings matplotlib, which nothing before needs

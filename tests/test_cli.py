@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
+from rich.progress import Progress as Bars
 from tinystudy import make_study
 
 from pitune.cli import main
 from pitune.config import load_config
 from pitune.methods import METHODS
+from pitune.progress import Stage, StageProgress
+from pitune.store import Store
 from pitune.tasks.catalogue import load_task
+from pitune.watching import recorded
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -72,6 +77,19 @@ def test_plan_and_status_of_a_new_study(tmp_path: Path, run: Run) -> None:
         code, _, err = run(command[0], config, *command[1:])
         assert code == 2 and "study: has nothing in it yet; run the study first" in err
     assert not (tmp_path / "study").exists()
+
+
+def test_the_status_of_a_folder_is_what_its_last_run_says(tmp_path: Path, run: Run) -> None:
+    config, study = make_study(tmp_path), tmp_path / "study"
+    code, _, err = run("status", str(config), "--watch")
+    assert code == 2 and err.startswith(f"pitune: {study}/.progress.json: is not there; no run has")
+    with recorded(Store(study), StageProgress(Console(), Bars())) as progress:
+        progress.show([Stage("experts", 5, 0, 2)])
+    config.unlink()  # neither its plan nor its data are looked at
+    code, out, _ = run("status", str(study))
+    assert code == 0 and "experts             2 of 5\nno process works on it; the last run" in out
+    code, out, _ = run("status", str(study), "--watch")
+    assert code == 0 and "experts: 2 of 5 there" in out and "finished" in out
 
 
 def test_prepared_tasks_are_the_tasks_of_the_study(tmp_path: Path, run: Run) -> None:

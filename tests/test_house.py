@@ -15,7 +15,7 @@ LAYERS = (
     "cli study runtime report sharing",
     "plan methods",
     "config",
-    "results",
+    "results watching",
     "training embedding interpolation",
     "materials",
     "objectives",

@@ -101,7 +101,7 @@ class Work:
                 engine.backward(loss)
                 engine.step()
                 losses.append(engine.mean_over_workers(loss).tolist())
-                seat.progress(step + 1, STEPS)
+                seat.progress(step + 1, STEPS, EXPERTS * ROWS // seat.world_size)
                 if pack.die_at is not None:
                     seat.checkpoint(lambda where, done=step + 1: self._save(engine, where, done), step + 1)  # type: ignore[misc]
             weight = engine.gathered()["weight"].tolist()

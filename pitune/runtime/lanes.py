@@ -9,6 +9,7 @@ from typing import Any
 from pitune.plan import Lane, Plan
 from pitune.plan.packing import packer, to_train
 from pitune.runtime.devices import worker_memory
+from pitune.runtime import metrics
 from pitune.runtime.driver import DriverLane
 from pitune.runtime.gangs import GangLane
 from pitune.runtime.search import SearchLane
@@ -25,6 +26,7 @@ def open_lanes(plan: Plan, wanted: set[Lane]) -> Iterator[Lanes]:
     Raises:
         PituneError: the cluster is too small for one worker.
     """
+    metrics.count_commits()
     materials, config, store = plan.materials, plan.config, plan.store
     with contextlib.ExitStack() as stack:
         lanes: dict[Lane, Any] = {"driver": stack.enter_context(DriverLane(materials))}

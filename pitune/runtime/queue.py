@@ -8,12 +8,15 @@ driver, and the gangs find the packs that they hold in it by their names.
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import ray
 from ray import cloudpickle
+
+from pitune.runtime import metrics
 
 Wait = Literal["wait"]
 WAIT: Wait = "wait"
@@ -160,12 +163,15 @@ class Queue(Generic[P]):
             self.failed(name, error)
 
     def snapshot(self) -> Snapshot:
-        """Return the present state."""
+        """Return the present state; the driver asks so often that the metrics of it are set here."""
         entries = self._entries.values()
+        states = Counter(entry.state for entry in entries)
+        metrics.PACKS.set(states["waiting"], {"state": "waiting"})
+        metrics.PACKS.set(states["leased"], {"state": "running"})
         return Snapshot(
             life=self._life,
-            total=sum(entry.state != "split" for entry in entries),
-            waiting=sum(entry.state == "waiting" for entry in entries),
+            total=len(entries) - states["split"],
+            waiting=states["waiting"],
             done={entry.pack.name: entry.errors for entry in entries if entry.state == "done"},
             failed={entry.pack.name: entry.error for entry in entries if entry.state == "failed"},
             running=tuple(
@@ -243,6 +249,8 @@ class Queue(Generic[P]):
             return
         if entry.gang is not None:
             self._got_further(entry.gang, starts=1)
+        if entry.state != "done":
+            metrics.FINISHED.inc(tags={"how": "done"})
         entry.state, entry.gang, entry.errors = "done", None, dict(errors or {})
 
     def failed(self, pack: str, error: str) -> None:
@@ -253,6 +261,7 @@ class Queue(Generic[P]):
         elif entry.state in ("waiting", "leased"):
             if entry.gang is not None:
                 self._got_further(entry.gang, starts=0)  # several workers start again after it
+            metrics.FINISHED.inc(tags={"how": "failed"})
             entry.state, entry.gang, entry.error = "failed", None, error
 
     def split(self, pack: str, parts: Sequence[P]) -> None:
@@ -297,8 +306,9 @@ class Queue(Generic[P]):
         last = self._crew(entry.gang).last if entry.gang else ""
         entry.state, entry.gang = "waiting", None
         if entry.tries >= self.tries:
-            entry.state = "failed"
-            entry.error = f"its workers died {entry.tries} times while training it{_because(last)}"
+            self.failed(entry.pack.name, f"its workers died {entry.tries} times while training it{_because(last)}")
+        else:
+            metrics.RETRIES.inc()
 
 
 def _because(error: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Generic, Self
 import ray
 
 from pitune.errors import one_line
+from pitune.runtime import metrics
 from pitune.runtime.lane import N, error_of, name_of
 from pitune.runtime.room import needs, seats, there
 from pitune.runtime.settings import RuntimeSettings
@@ -34,6 +35,7 @@ def opened(shared: Sequence[Any]) -> Any:
     """
     key = shared[0].hex()
     if key not in _opened:
+        metrics.count_commits()
         _opened.clear()
         _opened[key] = ray.get(shared[0])
     return _opened[key]

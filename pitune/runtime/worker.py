@@ -22,6 +22,7 @@ import torch.distributed as dist
 from pyarrow import fs
 
 from pitune.errors import OutOfMemory, PituneError, one_line
+from pitune.runtime import metrics
 from pitune.runtime.queue import WAIT, Named, Parcel
 from pitune.runtime.signing import Key, Label, Unsigned, copy_signed, sign
 
@@ -54,8 +55,9 @@ class GangSeat:
         self._pack = ""
         self._told = 0.0
 
-    def progress(self, step: int, steps: int) -> None:
-        """Tell the queue how far the pack is, at most twice a second."""
+    def progress(self, step: int, steps: int, rows: int) -> None:
+        """Count rows, and tell the queue how far the pack is, at most twice a second."""
+        metrics.ROWS.inc(rows)
         now = time.monotonic()
         if self.rank == 0 and (now - self._told >= 0.5 or step >= steps):
             self._told = now
@@ -149,6 +151,7 @@ def is_packs_fault(error: BaseException, workers: int) -> bool:
 def _claim_and_train(queue: Any, gang: str, work: Any, threads: int, key: Key) -> None:
     """Open the work, then claim packs and train them until none is left."""
     torch.set_num_threads(threads)
+    metrics.count_commits()
     between = Between()
     seat = GangSeat(queue, gang, key, between)
     if not between.first(ray.get(queue.enter.remote(gang)) if seat.rank == 0 else None):

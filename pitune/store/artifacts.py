@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from pitune.store.manifest import (
 )
 from pitune.store.places import Place, has_credentials, meaning
 
+LOG = logging.getLogger(__name__)
 READERS = 16
 """Manifests that are read at the same time: on an object store the time goes into waiting."""
 TRIES = 20
@@ -147,9 +149,8 @@ class Store:
         artifacts = sorted(filter(None, map(artifact_of, sizes)))
         entries: dict[str, Entry] = {}
         with ThreadPoolExecutor(READERS) as pool:
-            for start in range(
-                0, len(artifacts), 1000
-            ):  # some at a time: a future for each would cost more than it holds
+            # Some at a time: a future for each would cost more than it holds.
+            for start in range(0, len(artifacts), 1000):
                 some = artifacts[start : start + 1000]
                 found = pool.map(lambda artifact: self._entry(artifact, sizes), some)
                 entries.update((artifact, entry) for artifact, entry in zip(some, found, strict=True) if entry)
@@ -243,6 +244,7 @@ class Store:
                     for path, temporary in temporaries.items():
                         self._place.move(temporary, path)
                 if self._place.is_local or self._is_settled(content):
+                    LOG.info("committed %s", artifact, extra={"bytes": sum(map(len, content.values()))})
                     return parse_manifest(last)
             time.sleep(random.uniform(0, 0.1))
         raise PituneError(f"{self.where(artifact)}: is written by another process all the time; end that one")
@@ -261,6 +263,11 @@ class Store:
         """Write a file that is no artifact (``study.yaml``), whole or not at all."""
         with self._writing(path):
             self._place.write(path, data)
+
+    def append(self, path: str, data: bytes) -> None:
+        """Add to the end of a file that is no artifact: a log."""
+        with self._writing(path):
+            self._place.append(path, data)
 
     def _delete(self, artifact: str, but: Mapping[str, bytes] | None = None) -> None:
         """Delete the manifest, then the files that it names, but for those that are about to be replaced."""

@@ -113,6 +113,16 @@ class Place:
         with self.staged({path: data}) as temporaries:
             self.move(temporaries[path], path)
 
+    def append(self, path: str, data: bytes) -> None:
+        """Add to the end of a file, which is made if it is not there; an object store gets it anew as a whole."""
+        if not self.is_local:
+            self.write(path, (self.read_if_there(path) or b"") + data)
+            return
+        file = Path(self.root, path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab") as stream:
+            stream.write(data)
+
     @contextlib.contextmanager
     def staged(self, files: Mapping[str, bytes]) -> Iterator[dict[str, str]]:
         """Write files under temporary names that no other writer has, and lend those names by path, to be moved.

@@ -23,6 +23,7 @@ from pitune.backbones import Backbone
 from pitune.experts import Bank, Expert, ExpertKind
 from pitune.objectives import Answers, Objective, Row, Rows, right
 from pitune.training.engine import Engine, EngineSettings
+from pitune.training.log import PackLog
 from pitune.training.recipe import Recipe
 
 LOOP_STATE, CHOSEN = "loop.json", "chosen.safetensors"
@@ -55,8 +56,8 @@ class Seat(Protocol):
     rank: int
     world_size: int
 
-    def progress(self, step: int, steps: int) -> None:
-        """Tell how far the pack is."""
+    def progress(self, step: int, steps: int, rows: int) -> None:
+        """Tell how far the pack is, and how many rows this worker has trained on in this step."""
 
     def resume(self) -> AbstractContextManager[Path | None]:
         """Lend a folder with the pack's last checkpoint, if there is one. Every worker calls."""
@@ -70,7 +71,7 @@ class Alone:
 
     rank, world_size = 0, 1
 
-    def progress(self, step: int, steps: int) -> None:
+    def progress(self, step: int, steps: int, rows: int) -> None:
         """Say nothing."""
 
     def resume(self) -> AbstractContextManager[Path | None]:
@@ -114,6 +115,7 @@ class PackTraining:
         engine: DeepSpeed's settings.
         seat: this worker's place in its gang.
         checkpoint_every: steps between checkpoints for resuming; None: none.
+        log: where steps are logged, by the first worker; None: nowhere.
     """
 
     def __init__(
@@ -126,10 +128,11 @@ class PackTraining:
         engine: EngineSettings,
         seat: Seat | None = None,
         checkpoint_every: int | None = None,
+        log: PackLog | None = None,
     ) -> None:
         self.members, self.recipe, self.engine_settings = members, recipe, engine
         self.seat = seat or Alone()
-        self.checkpoint_every = checkpoint_every
+        self.checkpoint_every, self.log = checkpoint_every, log if self.seat.rank == 0 else None
         bank = Bank(kind, [member.start for member in members]).to(backbone.device)
         self.model = PackedModel(backbone, bank, objective)
         self.backbone, self.objective = backbone, objective
@@ -144,18 +147,24 @@ class PackTraining:
         steps = self.recipe.steps
         with Engine(self.model, self.engine_settings, experts=len(self.members)) as engine:
             for step in range(self._resumed(engine), steps):
-                self._step(engine, step)
+                rows = self._step(engine, step)
                 if self.recipe.validates(step):
                     self._validate(engine, step)
                 done = step + 1
-                self.seat.progress(done, steps)
+                self.seat.progress(done, steps, rows)
+                if self.log is not None:
+                    self.log.step(done, steps, rows * self.seat.world_size, self.losses[step].tolist)
                 if self.checkpoint_every and done % self.checkpoint_every == 0 and done < steps:
                     self.seat.checkpoint(functools.partial(self._save, engine, done), done)
             losses = engine.mean_over_workers(self.losses)
         return [self._outcome(index, losses[:, index].tolist()) for index in range(len(self.members))]
 
-    def _step(self, engine: Engine, step: int) -> None:
-        """Take one optimizer step: this worker's share of every expert's rows, in as many parts as accumulate."""
+    def _step(self, engine: Engine, step: int) -> int:
+        """Take one optimizer step: this worker's share of every expert's rows, in as many parts as accumulate.
+
+        Returns:
+            How many rows that were.
+        """
         engine.set_learning_rate(self.recipe.rate(step))
         parts = self.engine_settings.gradient_accumulation
         if self.engine_settings.zero_stage == 3 and self.seat.world_size > 1:
@@ -171,6 +180,7 @@ class PackTraining:
             self.losses[step] += losses.detach() / parts
             if bad is not None:
                 self.losses[step, bad & (engine.loss_scale.to(bad.device) <= 1)] = math.nan  # it would stand still
+        return sum(map(len, mine))
 
     def _batches(self, groups: Sequence[Sequence[Row]]) -> list[tuple[list[int], Any]]:
         """Batch the groups of all experts, by so many experts as a processor's cache holds the rows of.

@@ -9,6 +9,7 @@ from pitune.experts.checkpoint import to_files
 from pitune.materials import Materials
 from pitune.store import table_bytes
 from pitune.training.engine import EngineSettings, start_distributed
+from pitune.training.log import PackLog
 from pitune.training.loop import Member, PackTraining, Seat, Trained
 from pitune.training.memory import ran_out
 from pitune.training.pack import ExpertJob, Pack
@@ -69,6 +70,7 @@ class ExpertTraining:
             ),
             seat,
             self.checkpoint_every,
+            PackLog(self.materials.store, pack.name, [job.artifacts[0] for job in pack.jobs]),
         ).run()
 
     def _member(self, job: ExpertJob) -> Member:

@@ -108,3 +108,11 @@ def test_a_place_reads_lists_and_deletes(tmp_path: Path, root: str) -> None:
     place.delete_folder("x")
     place.delete_folder("x")
     assert place.listing() == {}
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_log_grows_at_its_end(tmp_path: Path, scheme: str) -> None:
+    store = Store(f"{scheme}{tmp_path}/study")
+    for line in ("one\n", "two\n"):
+        store.append("logs/pack.jsonl", line.encode())
+    assert store.text("logs/pack.jsonl") == "one\ntwo\n" and not store.artifacts()

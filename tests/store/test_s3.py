@@ -24,6 +24,7 @@ from pitune.config import load_config
 from pitune.errors import PituneError
 from pitune.store import Store, lease
 from pitune.study import Study
+from pitune.watching import holder
 
 SECRET = "hush-hush-hush"
 FILES = {"a.txt": b"first", "b/c.bin": bytes(range(256)) * 40}
@@ -183,6 +184,7 @@ def test_a_study_in_a_bucket_is_made_and_holds_no_credentials(
     Study(load_config(path), opener).run(Quiet())
     store = Store(uri)
     assert store.manifest("results.parquet") and not list(store.problems()) and not store.is_locked()
+    assert holder(store).endswith("UTC: finished")
     held = {name: store._place.read(name) for name in store._place.listing()}
     assert len(held) > 20 and not any(SECRET.encode() in data for data in held.values())
     Study(load_config(path), again := Opener()).run(Quiet())

@@ -275,7 +275,7 @@ class Saving(Alone):
         self.folder, self.crash_after = folder, crash_after
         self.saved: list[int] = []
 
-    def progress(self, step: int, steps: int) -> None:
+    def progress(self, step: int, steps: int, rows: int) -> None:
         if step == self.crash_after:
             raise Interrupted
 

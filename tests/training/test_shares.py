@@ -35,7 +35,7 @@ class Seat(Alone):
     def __init__(self, rank: int, world_size: int) -> None:
         self.rank, self.world_size, self.step = rank, world_size, 0
 
-    def progress(self, step: int, steps: int) -> None:
+    def progress(self, step: int, steps: int, rows: int) -> None:
         self.step = step
 
 
