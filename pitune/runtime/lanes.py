@@ -8,8 +8,8 @@ from typing import Any
 
 from pitune.plan import Lane, Plan
 from pitune.plan.packing import packer, to_train
-from pitune.runtime.devices import worker_memory
 from pitune.runtime import metrics
+from pitune.runtime.devices import worker_memory
 from pitune.runtime.driver import DriverLane
 from pitune.runtime.gangs import GangLane
 from pitune.runtime.search import SearchLane
