@@ -146,7 +146,8 @@ class Gangs:
 
     def _filled(self, last: Snapshot) -> Snapshot:
         """Fill a queue that has started again with all that is not known to be finished, and who works on it."""
-        self._packs = {name: pack for name, pack in self._packs.items() if name not in last.done | last.failed}
+        ended = last.done | last.failed
+        self._packs = {name: pack for name, pack in self._packs.items() if name not in ended}
         held = {run.pack: run.gang for run in last.running}
         ray.get(self._queue.add.remote(list(self._packs.values()), held))
         if self._closed:

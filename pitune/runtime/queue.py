@@ -7,8 +7,8 @@ driver, and the gangs find the packs that they hold in it by their names.
 
 from __future__ import annotations
 
+import heapq
 import uuid
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -92,18 +92,15 @@ class Snapshot:
 
 @dataclass
 class _Entry(Generic[P]):
-    """One pack and its state; ``furthest`` is the step that it has ever reached."""
+    """One pack; its state is where the queue keeps it. ``furthest`` is the step that it has ever reached."""
 
     pack: P
-    state: Literal["waiting", "leased", "done", "failed", "split"] = "waiting"
+    turn: int
     gang: str | None = None
     tries: int = 0
     step: int = 0
     steps: int = 0
     furthest: int = 0
-    error: str = ""
-    errors: dict[str, str] = field(default_factory=dict)
-    parts: Sequence[P] = ()
 
 
 @dataclass
@@ -121,6 +118,8 @@ class _Crew:
 class Queue(Generic[P]):
     """Packs and their states: waiting, leased, done, failed, split. Gangs wait for more until it is closed.
 
+    Hundreds of gangs ask it several times a second: no call of theirs looks through the packs.
+
     Args:
         tries: how often a pack is begun without getting further before its gangs' deaths make it a failure.
     """
@@ -129,6 +128,11 @@ class Queue(Generic[P]):
     _life: str = field(init=False, default_factory=lambda: uuid.uuid4().hex)
     _closed: bool = field(init=False, default=False)
     _entries: dict[str, _Entry[P]] = field(init=False, default_factory=dict)
+    _waiting: list[tuple[int, str]] = field(init=False, default_factory=list)  # a heap by turn; may have ended ones
+    _leased: dict[str, _Entry[P]] = field(init=False, default_factory=dict)  # by gang
+    _done: dict[str, dict[str, str]] = field(init=False, default_factory=dict)
+    _failed: dict[str, str] = field(init=False, default_factory=dict)
+    _split: dict[str, Sequence[P]] = field(init=False, default_factory=dict)
     _crews: dict[str, _Crew] = field(init=False, default_factory=dict)
     _early: dict[str, dict[str, str] | str] = field(init=False, default_factory=dict)  # ends of packs not yet added
 
@@ -139,14 +143,18 @@ class Queue(Generic[P]):
 
         Args:
             packs: in the order in which they are given out.
-            held: the gang that works on a pack already, by the pack's name, as the driver last heard.
+            held: the gang that works on a pack already, by the pack's name, as the driver last heard; one that has
+                claimed another since has left it.
         """
         for pack in packs:
             if pack.name in self._entries:
                 continue
-            entry = self._entries[pack.name] = _Entry(pack)
-            if held and pack.name in held:
-                entry.state, entry.gang, entry.tries = "leased", held[pack.name], 1
+            entry = self._entries[pack.name] = _Entry(pack, len(self._entries))
+            gang = (held or {}).get(pack.name)
+            if gang is None or gang in self._leased:
+                self._wait(entry)
+            else:
+                self._lease(entry, gang)
             match self._early.pop(pack.name, None):
                 case str(error):
                     self.failed(pack.name, error)
@@ -164,24 +172,22 @@ class Queue(Generic[P]):
 
     def snapshot(self) -> Snapshot:
         """Return the present state; the driver asks so often that the metrics of it are set here."""
-        entries = self._entries.values()
-        states = Counter(entry.state for entry in entries)
-        metrics.PACKS.set(states["waiting"], {"state": "waiting"})
-        metrics.PACKS.set(states["leased"], {"state": "running"})
+        total = len(self._entries) - len(self._split)
+        waiting = total - len(self._done) - len(self._failed) - len(self._leased)
+        metrics.PACKS.set(waiting, {"state": "waiting"})
+        metrics.PACKS.set(len(self._leased), {"state": "running"})
         return Snapshot(
             life=self._life,
-            total=len(entries) - states["split"],
-            waiting=states["waiting"],
-            done={entry.pack.name: entry.errors for entry in entries if entry.state == "done"},
-            failed={entry.pack.name: entry.error for entry in entries if entry.state == "failed"},
+            total=total,
+            waiting=waiting,
+            done=dict(self._done),
+            failed=dict(self._failed),
             running=tuple(
-                Running(entry.pack.name, entry.gang or "", entry.step, entry.steps)
-                for entry in entries
-                if entry.state == "leased"
+                Running(entry.pack.name, gang, entry.step, entry.steps) for gang, entry in self._leased.items()
             ),
             errors={name: crew.error for name, crew in self._crews.items() if crew.error},
             controllers={name: crew.controller for name, crew in self._crews.items() if crew.controller is not None},
-            split={entry.pack.name: entry.parts for entry in entries if entry.state == "split"},
+            split=dict(self._split),
         )
 
     # --- for the gangs -----------------------------------------------------------------------------------------
@@ -220,16 +226,11 @@ class Queue(Generic[P]):
             The pack; ``"wait"`` while more may come, or others work on what is left, which may come back; None when
             the queue is closed and nothing is left.
         """
-        held = self._held(gang)
-        if held is not None:
-            self._release(held)
-        for entry in ([held] if held is not None else []) + list(self._entries.values()):
-            if entry.state == "waiting":
-                entry.state, entry.gang, entry.tries = "leased", gang, entry.tries + 1
-                entry.step = entry.steps = 0
-                return entry.pack
-        over = self._closed and all(entry.state != "leased" for entry in self._entries.values())
-        return None if over else WAIT
+        entry = self._released(gang) or self._next()
+        if entry is not None:
+            self._lease(entry, gang)
+            return entry.pack
+        return None if self._closed and not self._leased else WAIT
 
     def progress(self, gang: str, pack: str, step: int, steps: int) -> None:
         """Note how far ``gang`` is with its pack; one that gets further than ever is not at fault for deaths before."""
@@ -247,22 +248,20 @@ class Queue(Generic[P]):
         if entry is None:
             self._early[pack] = dict(errors or {})
             return
-        if entry.gang is not None:
-            self._got_further(entry.gang, starts=1)
-        if entry.state != "done":
+        self._end(entry, starts=1)
+        self._failed.pop(pack, None)
+        if pack not in self._done:
             metrics.FINISHED.inc(tags={"how": "done"})
-        entry.state, entry.gang, entry.errors = "done", None, dict(errors or {})
+        self._done[pack] = dict(errors or {})
 
     def failed(self, pack: str, error: str) -> None:
         """Note that ``pack`` raised an error; it is not tried again. The first error stays."""
         entry = self._entries.get(pack)
         if entry is None:
             self._early.setdefault(pack, error)
-        elif entry.state in ("waiting", "leased"):
-            if entry.gang is not None:
-                self._got_further(entry.gang, starts=0)  # several workers start again after it
-            metrics.FINISHED.inc(tags={"how": "failed"})
-            entry.state, entry.gang, entry.error = "failed", None, error
+        elif not self._has_ended(pack):
+            self._end(entry, starts=0)  # several workers start again after it
+            self._fail(pack, error)
 
     def split(self, pack: str, parts: Sequence[P]) -> None:
         """Put ``parts`` in the place of a pack that did not fit into memory; they wait behind the others.
@@ -271,12 +270,10 @@ class Queue(Generic[P]):
         pack yet, will give it out as it was.
         """
         entry = self._entries.get(pack)
-        if entry is None or entry.state not in ("waiting", "leased"):
-            return
-        if entry.gang is not None:
-            self._got_further(entry.gang, starts=0)  # its workers start again after it
-        entry.state, entry.gang, entry.parts = "split", None, parts
-        self.add(parts)
+        if entry is not None and not self._has_ended(pack):
+            self._end(entry, starts=0)  # its workers start again after it
+            self._split[pack] = parts
+            self.add(parts)
 
     def lost(self, gang: str) -> Any:
         """Note that ``gang`` is gone: its pack waits again, or has failed if it was tried often enough.
@@ -284,9 +281,9 @@ class Queue(Generic[P]):
         Returns:
             The room that it had, if it had any.
         """
-        held = self._held(gang)
-        if held is not None:
-            self._release(held)
+        entry = self._released(gang)
+        if entry is not None:
+            self._wait(entry)
         crew = self._crew(gang)
         room, crew.room = crew.room, None
         return room
@@ -298,17 +295,48 @@ class Queue(Generic[P]):
         crew = self._crew(gang)
         crew.starts, crew.last = starts, ""
 
-    def _held(self, gang: str) -> _Entry[P] | None:
-        return next((entry for entry in self._entries.values() if entry.gang == gang), None)
+    def _has_ended(self, pack: str) -> bool:
+        return pack in self._done or pack in self._failed or pack in self._split
 
-    def _release(self, entry: _Entry[P]) -> None:
-        """Take a leased pack back from a gang that died on it."""
-        last = self._crew(entry.gang).last if entry.gang else ""
-        entry.state, entry.gang = "waiting", None
-        if entry.tries >= self.tries:
-            self.failed(entry.pack.name, f"its workers died {entry.tries} times while training it{_because(last)}")
-        else:
+    def _fail(self, pack: str, error: str) -> None:
+        metrics.FINISHED.inc(tags={"how": "failed"})
+        self._failed[pack] = error
+
+    def _wait(self, entry: _Entry[P]) -> None:
+        heapq.heappush(self._waiting, (entry.turn, entry.pack.name))
+
+    def _next(self) -> _Entry[P] | None:
+        """Take the first pack that waits; one that ended while it waited is dropped."""
+        while self._waiting:
+            _, name = heapq.heappop(self._waiting)
+            if not self._has_ended(name):
+                return self._entries[name]
+        return None
+
+    def _lease(self, entry: _Entry[P], gang: str) -> None:
+        entry.gang, entry.tries = gang, entry.tries + 1
+        entry.step = entry.steps = 0
+        self._leased[gang] = entry
+
+    def _end(self, entry: _Entry[P], starts: int) -> None:
+        """Take a pack that has ended from the gang that holds it, if one does."""
+        if entry.gang is not None:
+            self._got_further(entry.gang, starts)
+            del self._leased[entry.gang]
+            entry.gang = None
+
+    def _released(self, gang: str) -> _Entry[P] | None:
+        """Take the pack of a gang that died on it, and return it, unless it has failed now or there is none."""
+        entry = self._leased.pop(gang, None)
+        if entry is None:
+            return None
+        entry.gang = None
+        if entry.tries < self.tries:
             metrics.RETRIES.inc()
+            return entry
+        last = self._crew(gang).last
+        self._fail(entry.pack.name, f"its workers died {entry.tries} times while training it{_because(last)}")
+        return None
 
 
 def _because(error: str) -> str:

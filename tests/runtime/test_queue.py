@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
+
+import pytest
 
 from pitune.runtime.queue import WAIT, Queue
 
@@ -188,3 +191,65 @@ def test_a_gang_whose_packs_do_not_fit_may_start_as_often_as_it_takes() -> None:
         name = f"{name}-1"
         packs.split(claimed.name, [Pack(name)])
     assert packs.enter("a") and packs.claim("a") == Pack(name)
+
+
+def test_a_gang_that_has_gone_on_does_not_hold_what_it_held_before() -> None:
+    packs = queue(1, closed=False)
+    assert packs.claim("a") == Pack("p0")
+    packs.add([Pack("p1")], held={"p1": "a"})
+    assert packs.claim("b") == Pack("p1")
+    assert [(one.pack, one.gang) for one in packs.snapshot().running] == [("p0", "a"), ("p1", "b")]
+
+
+class Plain:
+    """The queue as one would write it down: every question looks through all packs."""
+
+    def __init__(self, count: int, tries: int) -> None:
+        self.tries = tries
+        self.state = {f"p{index}": "waiting" for index in range(count)}
+        self.begun = dict.fromkeys(self.state, 0)
+
+    def lost(self, gang: str) -> str | None:
+        held = next((pack for pack, state in self.state.items() if state == gang), None)
+        if held is not None:
+            self.state[held] = "failed" if self.begun[held] >= self.tries else "waiting"
+        return held
+
+    def claim(self, gang: str) -> str | None:
+        held = self.lost(gang)
+        waiting = [pack for pack, state in self.state.items() if state == "waiting"]
+        if waiting:
+            chosen = held if held in waiting else waiting[0]
+            self.state[chosen], self.begun[chosen] = gang, self.begun[chosen] + 1
+            return chosen
+        return None if set(self.state.values()) <= {"done", "failed"} else WAIT
+
+    def end(self, pack: str, how: str) -> None:
+        if how == "done" or self.state[pack] not in ("done", "failed"):
+            self.state[pack] = how
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_it_is_as_a_plain_queue(seed: int) -> None:
+    chance = random.Random(seed)
+    packs, plain = queue(12), Plain(12, tries=2)
+    for _ in range(100):
+        gang, pack = f"gang{chance.randrange(4)}", f"p{chance.randrange(12)}"
+        match chance.choice(["claim"] * 6 + ["lost", "done", "failed"]):
+            case "claim":
+                found = packs.claim(gang)
+                assert (found.name if isinstance(found, Pack) else found) == plain.claim(gang)
+            case "lost":
+                packs.lost(gang)
+                plain.lost(gang)
+            case "done":
+                packs.done(pack)
+                plain.end(pack, "done")
+            case "failed":
+                packs.failed(pack, "it was bad")
+                plain.end(pack, "failed")
+        shot, states = packs.snapshot(), plain.state.items()
+        assert {one.pack: one.gang for one in shot.running} == {p: s for p, s in states if s.startswith("gang")}
+        assert set(shot.done) == {p for p, s in states if s == "done"}
+        assert set(shot.failed) == {p for p, s in states if s == "failed"}
+        assert shot.waiting == sum(s == "waiting" for _, s in states)
