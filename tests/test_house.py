@@ -36,7 +36,7 @@ APART = {
 """Who may not import whom, beside those that are lower: (who, whom)."""
 LIGHT = "settings"
 """Modules of this name hold a part of the configuration; whoever configures may know them, wherever they lie."""
-OUTSIDE = {"ray": {"runtime"}, "deepspeed": {"training"}, "nevergrad": {"interpolation"}}
+OUTSIDE = {"ray": {"runtime"}, "deepspeed": {"training"}, "faiss": {"embedding"}, "nevergrad": {"interpolation"}}
 LINES, FUNCTION_LINES = 350, 50
 
 
