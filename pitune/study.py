@@ -89,8 +89,8 @@ class Study:
     def _look(self) -> None:
         if self.plan.lanes() - {"driver"}:
             _ = self.materials.start
-            if "gang" in self.plan.lanes():
-                _ = self.plan.memory
+            if "gang" in self.plan.lanes() and self.config.training.pack_size is None:
+                _ = self.plan.memory  # packs are to fit
             del self.materials.backbone  # the workers open their own, this process has no more use for it
 
 

@@ -84,9 +84,14 @@ class Recorder:
         if time.monotonic() - self._written >= WRITE_SECONDS:
             self._write()
 
+    def begin(self) -> None:
+        """Write down that there is a run: what the last one said is over."""
+        self._write()
+
     def end(self, how: str) -> None:
         """Write down how the run has ended."""
-        self._account = replace(self._account, told=time.time(), since={}, ended=how)
+        stages = [replace(stage, running=()) for stage in self._account.stages]
+        self._account = replace(self._account, told=time.time(), stages=stages, since={}, ended=how)
         self._write()
 
     def _write(self) -> None:
@@ -99,6 +104,7 @@ class Recorder:
 def recorded(store: Store, progress: Progress) -> Iterator[Progress]:
     """Lend what tells ``progress`` how far a run is and writes it down, and how the block has ended."""
     recorder = Recorder(store, progress)
+    recorder.begin()
     try:
         yield recorder
     except BaseException as error:

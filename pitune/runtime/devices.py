@@ -16,9 +16,10 @@ ASKED = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounit
 
 
 def worker_memory(settings: RuntimeSettings) -> int | None:
-    """Return the bytes that a gang's worker has: its share of a GPU, or of this machine's memory by its cores.
+    """Return the bytes that a gang's worker has: its share of a GPU, or of this machine's memory among its workers.
 
-    The rest is for the tasks and trials that work beside it. Other machines of a cluster may have more or less.
+    The rest is for the tasks and trials that work beside it. As many workers share the memory as there are cores for,
+    or as the settings say. Other machines of a cluster may have more or less.
 
     Returns:
         None where workers have GPUs and this machine has none that it knows of.
@@ -26,8 +27,15 @@ def worker_memory(settings: RuntimeSettings) -> int | None:
     if settings.gpus_per_worker:
         found = gpu_memory()
         return None if found is None else round(SHARE * found)
-    cores = min(1.0, settings.cpus_per_worker / (os.cpu_count() or 1))
-    return round(SHARE * cores * machine_memory())
+    workers = max(1, cores() // settings.cpus_per_worker)
+    if settings.gangs:
+        workers = min(workers, settings.gangs * settings.workers)
+    return round(SHARE * machine_memory() / workers)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_memory() -> int:
@@ -41,6 +49,9 @@ def gpu_memory() -> int | None:
     """Return the bytes of this machine's smallest GPU, or None where there is none."""
     if shutil.which(ASKED[0]) is None:
         return None
-    told = subprocess.run(ASKED, capture_output=True, text=True, timeout=60, check=False).stdout
+    try:
+        told = subprocess.run(ASKED, capture_output=True, text=True, timeout=60, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     sizes = [int(line) << 20 for line in told.split() if line.isdigit()]
     return min(sizes, default=None)

@@ -248,6 +248,8 @@ class Queue(Generic[P]):
         if entry is None:
             self._early[pack] = dict(errors or {})
             return
+        if pack in self._split:  # its halves are made, too, and come to the same
+            return
         self._end(entry, starts=1)
         self._failed.pop(pack, None)
         if pack not in self._done:

@@ -137,8 +137,11 @@ def _trials(store: Store, artifact: str, folder: str | Path) -> Iterator[_Tried]
 
 
 def _expert(store: Store, artifact: str, manifest: Manifest, folder: str | Path) -> Iterator[_Tried]:
-    """Yield the one trial of an artifact that is an expert which was trained, not a copy of the best of several."""
-    if CURVE in manifest["files"] and "chosen" not in manifest:
+    """Yield the one trial of an artifact that is an expert which was trained.
+
+    It is no copy of the best of several, and no mixture: mixtures have curves, too, which are their sweeps' trials'.
+    """
+    if CURVE in manifest["files"] and "recipe" in manifest and "chosen" not in manifest:
         config = {"expert": artifact, "start": manifest["start"], **manifest["recipe"]}
         yield _Tried(artifact, config, store.table(artifact, CURVE).to_pylist(), store.where(artifact), folder)
 

@@ -255,6 +255,11 @@ class Store:
             with self._writing(artifact), self._guard.turn():
                 self._delete(artifact)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the study is a folder, and no object store."""
+        return self._place.is_local
+
     def remove(self, folder: str) -> None:
         """Remove a folder of working files, if it is there."""
         self._place.delete_folder(folder)

@@ -16,6 +16,8 @@ from pitune.store import Store
 
 SECONDS = 10.0
 """Between two lines of one pack; its first step and its last one have a line in any case."""
+FAR_SECONDS = 60.0
+"""The same where the study is in an object store, which takes a file anew for each line."""
 
 
 class PackLog:
@@ -34,6 +36,7 @@ class PackLog:
     def __init__(self, store: Store, pack: str, experts: Sequence[str]) -> None:
         self._store, self._path, self._experts = store, f"logs/{pack}.jsonl", experts
         self._facts = {"study": store.name, "pack": pack, "worker": f"{socket.gethostname()}:{os.getpid()}"}
+        self._seconds = SECONDS if store.is_local else FAR_SECONDS
         self._told: float | None = None
         self._rows = 0
 
@@ -48,13 +51,14 @@ class PackLog:
         """
         now = time.monotonic()
         self._rows += rows
-        if self._told is not None and now - self._told < SECONDS and step < steps:
+        if self._told is not None and now - self._told < self._seconds and step < steps:
             return
         rate = None if self._told is None else round(self._rows / max(now - self._told, 1e-9), 1)
-        self._told, self._rows = now, 0
+        self._rows = 0
         known = [round(loss, 6) if math.isfinite(loss) else None for loss in losses()]
         found = dict(zip(self._experts, known, strict=True))
         facts = {"step": step, "steps": steps, "rows_per_second": rate, "losses": found}
         line = {"time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", **self._facts, **facts}
         with contextlib.suppress(PituneError):  # a pack does not fail for its log
             self._store.append(self._path, json.dumps(line).encode() + b"\n")
+        self._told = time.monotonic()

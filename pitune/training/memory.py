@@ -167,8 +167,13 @@ def saved(forward: Callable[[], object], known: Iterable[Tensor] = ()) -> int:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Say whether an error is torch's, or Python's, that no memory is left, on a GPU or a processor."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Say whether an error is, or came of, torch's or Python's that no memory is left, on a GPU or a processor."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 @dataclass(frozen=True)

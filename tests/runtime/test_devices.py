@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pitune.runtime import devices
@@ -14,10 +13,11 @@ from pitune.runtime.settings import RuntimeSettings
 
 def test_a_worker_has_a_share_of_the_memory_by_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "machine_memory", lambda: 100_000)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(devices, "cores", lambda: 4)
     assert devices.worker_memory(RuntimeSettings(cpus_per_worker=1)) == 15_000
     assert devices.worker_memory(RuntimeSettings(cpus_per_worker=4)) == 60_000
     assert devices.worker_memory(RuntimeSettings(cpus_per_worker=8)) == 60_000  # no machine has more than it has
+    assert devices.worker_memory(RuntimeSettings(cpus_per_worker=1, gangs=1, workers=2)) == 30_000  # no more take part
 
 
 @pytest.mark.parametrize(("limit", "found"), [("max", None), ("1048576", 1 << 20), (None, None), (str(1 << 60), None)])
@@ -27,7 +27,7 @@ def test_a_container_has_what_it_is_given(
     monkeypatch.setattr(devices, "LIMIT", tmp_path / "memory.max")
     if limit is not None:
         (tmp_path / "memory.max").write_text(f"{limit}\n")
-    assert devices.machine_memory() == (found or psutil.virtual_memory().total)
+    assert devices.machine_memory() == (found or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 @pytest.mark.parametrize(

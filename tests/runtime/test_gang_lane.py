@@ -48,7 +48,7 @@ def test_a_lane_serves_all_that_comes_and_outlives_its_queue(ray_session: None, 
     made = work(tmp_path)
     began = time.monotonic()
     with GangLane[Node](made, pairs, settings(), storage(tmp_path)) as lane:
-        assert time.monotonic() - began < 2  # nobody waits for a gang
+        assert time.monotonic() - began < 5  # nobody waits for a gang
         assert lane.finished() == [] and lane.unfinished() == 0
         lane.add([node(name) for name in ("bad", "bad2", "a", "sick")])
         assert lane.unfinished() == 4

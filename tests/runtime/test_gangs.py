@@ -49,10 +49,10 @@ def test_a_failed_pack_leaves_the_others_and_the_gang_alone(alone: Work) -> None
 
 
 @slow
-def test_orchestration_costs_less_than_a_second_a_pack(alone: Work) -> None:
+def test_orchestration_costs_less_than_two_seconds_a_pack(alone: Work) -> None:
     begun = [note["at"] for note in alone.notes("begun")]
     # With an engine and six steps of training in it; the first pack has DeepSpeed's import in it as well.
-    assert statistics.median(after - before for before, after in itertools.pairwise(begun)) < 1.0
+    assert statistics.median(after - before for before, after in itertools.pairwise(begun)) < 2.0
 
 
 @slow

@@ -92,7 +92,7 @@ class Told(tune.Callback):
 
 @pytest.fixture
 def trained(study: Store) -> Store:
-    """The same study with an expert, and a copy of it as the best of several."""
+    """The same study with an expert, a copy of it as the best of several, and a mixture."""
     curve = [{"step": 1, "loss": 0.9, "validation": math.nan}, {"step": 2, "loss": 0.7, "validation": 0.8}]
     recipe = {"steps": 2, "learning_rate": 0.01}
     facts: dict[str, Any] = {"start": "common", "recipe": recipe}
@@ -100,6 +100,7 @@ def trained(study: Store) -> Store:
     study.commit(
         "baselines/a@2#0/single", {"curve.parquet": table_bytes(curve)}, "mark", **facts, chosen="experts/a@2#0"
     )
+    study.commit("interpolations/a@2#0", {"curve.parquet": table_bytes(curve)}, "mark", members=["experts/a@2#0"])
     return study
 
 

@@ -272,11 +272,11 @@ def test_deepspeed_is_imported_only_where_something_is_trained() -> None:
 
 
 def test_an_engine_costs_little() -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     for _ in range(10):
         with Engine(model(), EngineSettings(2), experts=EXPERTS) as engine:
             go(engine, range(1))
-    assert time.monotonic() - begun < 5.0
+    assert time.process_time() - begun < 5.0
 
 
 def test_settings_and_models_that_cannot_work_are_refused() -> None:

@@ -54,6 +54,18 @@ def test_the_first_step_the_last_one_and_one_now_and_then_have_a_line(tmp_path: 
     assert SECONDS == 10
 
 
+def test_an_object_store_gets_a_line_a_minute(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "is_local", False)
+    store = Store(tmp_path / "study")
+    made = PackLog(store, "pack-1", ["experts/a@2#0"])
+    for step in range(1, 151):
+        clock[0] += 1
+        made.step(step, 150, 8, lambda: [0.5])
+    assert [line["step"] for line in lines(store, "pack-1")] == [1, 61, 121, 150]
+
+
 def test_a_log_that_cannot_be_written_fails_no_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: str, data: bytes) -> None:
         raise PituneError("the disk is full")
