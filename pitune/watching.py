@@ -85,8 +85,9 @@ class Recorder:
             self._write()
 
     def begin(self) -> None:
-        """Write down that there is a run: what the last one said is over."""
+        """Write down that there is a run, and what it says first as soon as it does: the last one's account is over."""
         self._write()
+        self._written = float("-inf")
 
     def end(self, how: str) -> None:
         """Write down how the run has ended."""

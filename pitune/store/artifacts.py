@@ -71,8 +71,8 @@ class Store:
             self._place = Place(root)
         except (OSError, pa.ArrowException) as error:
             raise _unwritable(str(root).partition("?")[0], error) from error
-        self.root = self._place.root
-        self._guard = FolderLock(self._place) if self._place.is_local else Lease(self._place, owner)
+        self.root, self.is_local = self._place.root, self._place.is_local  # a folder, no object store
+        self._guard = FolderLock(self._place) if self.is_local else Lease(self._place, owner)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str, str | None]]:
         return Store, (self._place.absolute, self._guard.owner)
@@ -254,11 +254,6 @@ class Store:
         if self.manifest(artifact) is not None:
             with self._writing(artifact), self._guard.turn():
                 self._delete(artifact)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the study is a folder, and no object store."""
-        return self._place.is_local
 
     def remove(self, folder: str) -> None:
         """Remove a folder of working files, if it is there."""

@@ -57,8 +57,8 @@ def test_the_first_step_the_last_one_and_one_now_and_then_have_a_line(tmp_path: 
 def test_an_object_store_gets_a_line_a_minute(
     tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Store, "is_local", False)
     store = Store(tmp_path / "study")
+    monkeypatch.setattr(store, "is_local", False)
     made = PackLog(store, "pack-1", ["experts/a@2#0"])
     for step in range(1, 151):
         clock[0] += 1
