@@ -1,24 +1,21 @@
-"""Metrics: what is counted where, that Ray's endpoint has it, and that the board asks for nothing else."""
+"""Metrics: what is counted where, under which name Ray gives it away, and that the board asks for nothing else."""
 
 from __future__ import annotations
 
 import json
 import re
-import time
-import urllib.request
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
-import ray
 from prometheus_client import REGISTRY, generate_latest
 from ray._private.telemetry.open_telemetry_metric_recorder import OpenTelemetryMetricRecorder
 from ray.util.metrics import Counter, Metric
-from toygangs import EXPERTS, ROWS, STEPS, Pack, settings, storage, work
+from toygangs import Pack
 
 from pitune.runtime import metrics
-from pitune.runtime.gangs import run_packs
 from pitune.runtime.queue import Queue
+from pitune.runtime.worker import Between, GangSeat
 from pitune.store import Store
 
 BOARD = Path(__file__).parents[2] / "cluster/grafana.json"
@@ -58,6 +55,20 @@ def test_the_queue_counts_its_packs_and_their_ends(seen: Seen) -> None:
     assert seen[1:] == [("pitune_packs_finished", 1, {"how": "failed"})]
 
 
+def test_every_worker_counts_its_own_rows(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[object, ...]] = []
+    queue = SimpleNamespace(progress=SimpleNamespace(remote=lambda *facts: told.append(facts)))
+    for rank in (0, 1):
+        context = SimpleNamespace(get_world_rank=lambda rank=rank: rank, get_world_size=lambda: 2)
+        monkeypatch.setattr("pitune.runtime.worker.ray.train.get_context", lambda context=context: context)
+        seat = GangSeat(queue, "a", b"", Between.__new__(Between))
+        seat.take("p0")
+        for step in range(1, 4):
+            seat.progress(step, 100, 8)
+    assert seen == [("pitune_rows_trained", 8, None)] * 6
+    assert told == [("a", "p0", 1, 100)]  # the queue is told at most twice a second, and by one of them
+
+
 def test_commits_are_counted_with_their_manifests(seen: Seen, tmp_path: Path) -> None:
     store = Store(tmp_path)
     metrics.count_commits()
@@ -94,27 +105,3 @@ def test_the_board_shows_every_metric_and_no_other(exported: dict[str, Metric]) 
         )
     assert asked == exported.keys()
     assert len({panel["id"] for panel in panels}) == len(panels)
-
-
-@pytest.mark.slow
-def test_rays_endpoint_has_what_gangs_have_done(ray_session: None, tmp_path: Path) -> None:
-    packs = [Pack("bad", error="clear"), *(Pack(f"metric{index}") for index in range(3))]
-    run_packs(packs, work(tmp_path), settings(), storage(tmp_path))
-    port = ray.nodes()[0]["MetricsExportPort"]
-    wanted = {"ray_pitune_packs_finished_total", "ray_pitune_rows_trained_total"}
-    found: dict[str, float] = {}
-    deadline = time.monotonic() + 60
-    while not wanted <= found.keys() and time.monotonic() < deadline:
-        time.sleep(1)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            found = values(answer.read().decode())
-    assert found["ray_pitune_rows_trained_total"] >= 3 * STEPS * EXPERTS * ROWS
-    assert found["ray_pitune_packs_finished_total"] >= 4
-
-
-def values(text: str) -> dict[str, Any]:
-    """Return the sum of each metric in Prometheus' text format."""
-    found: dict[str, float] = {}
-    for name, value in re.findall(r"^(\w+)(?:\{.*\})? (\S+)$", text, re.MULTILINE):
-        found[name] = found.get(name, 0.0) + float(value)
-    return found
