@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import time
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray
 from prometheus_client import REGISTRY, generate_latest
 from ray._private.telemetry.open_telemetry_metric_recorder import OpenTelemetryMetricRecorder
 from ray.util.metrics import Counter, Metric
-from toygangs import Pack
+from toygangs import EXPERTS, ROWS, STEPS, Pack, settings, storage, work
 
 from pitune.runtime import metrics
+from pitune.runtime.gangs import run_packs
 from pitune.runtime.queue import Queue
 from pitune.runtime.worker import Between, GangSeat
 from pitune.store import Store
@@ -105,3 +110,27 @@ def test_the_board_shows_every_metric_and_no_other(exported: dict[str, Metric]) 
         )
     assert asked == exported.keys()
     assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+@pytest.mark.slow
+def test_rays_endpoint_has_what_gangs_have_done(ray_session: None, tmp_path: Path) -> None:
+    packs = [Pack("bad", error="clear"), *(Pack(f"metric{index}") for index in range(3))]
+    run_packs(packs, work(tmp_path), settings(), storage(tmp_path))
+    port = ray.nodes()[0]["MetricsExportPort"]
+    wanted = {"ray_pitune_packs_finished_total", "ray_pitune_rows_trained_total"}
+    found: dict[str, float] = {}
+    deadline = time.monotonic() + 60
+    while not wanted <= found.keys() and time.monotonic() < deadline:
+        time.sleep(1)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            found = values(answer.read().decode())
+    assert found["ray_pitune_rows_trained_total"] >= 3 * STEPS * EXPERTS * ROWS
+    assert found["ray_pitune_packs_finished_total"] >= 4
+
+
+def values(text: str) -> dict[str, Any]:
+    """Return the sum of each metric in Prometheus' text format."""
+    found: dict[str, float] = {}
+    for name, value in re.findall(r"^(\w+)(?:\{.*\})? (\S+)$", text, re.MULTILINE):
+        found[name] = found.get(name, 0.0) + float(value)
+    return found
