@@ -1,4 +1,4 @@
-"""Metrics: what is counted where, that Ray's endpoint has it, and that the board asks for nothing else."""
+"""Metrics: what is counted where, under which name Ray gives it away, and that the board asks for nothing else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from toygangs import EXPERTS, ROWS, STEPS, Pack, settings, storage, work
 from pitune.runtime import metrics
 from pitune.runtime.gangs import run_packs
 from pitune.runtime.queue import Queue
+from pitune.runtime.worker import Between, GangSeat
 from pitune.store import Store
 
 BOARD = Path(__file__).parents[2] / "cluster/grafana.json"
@@ -56,6 +58,20 @@ def test_the_queue_counts_its_packs_and_their_ends(seen: Seen) -> None:
     packs.claim("b")
     packs.lost("b")
     assert seen[1:] == [("pitune_packs_finished", 1, {"how": "failed"})]
+
+
+def test_every_worker_counts_its_own_rows(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[object, ...]] = []
+    queue = SimpleNamespace(progress=SimpleNamespace(remote=lambda *facts: told.append(facts)))
+    for rank in (0, 1):
+        context = SimpleNamespace(get_world_rank=lambda rank=rank: rank, get_world_size=lambda: 2)
+        monkeypatch.setattr("pitune.runtime.worker.ray.train.get_context", lambda context=context: context)
+        seat = GangSeat(queue, "a", b"", Between.__new__(Between))
+        seat.take("p0")
+        for step in range(1, 4):
+            seat.progress(step, 100, 8)
+    assert seen == [("pitune_rows_trained", 8, None)] * 6
+    assert told == [("a", "p0", 1, 100)]  # the queue is told at most twice a second, and by one of them
 
 
 def test_commits_are_counted_with_their_manifests(seen: Seen, tmp_path: Path) -> None:
