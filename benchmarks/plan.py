@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import yaml
+from madeup import made_up
 
 SIZES = (200, 1_000, 3_000, 10_000)
 BOUNDS = {200: 2.0, 10_000: 60.0}
@@ -46,18 +47,8 @@ GRAPH = "graph.parquet"
 def write_study(folder: Path, slices: int) -> Path:
     """Write the configuration of a study of so many slices, its tables and its backbone; return its path."""
     tasks = [f"task{number:03d}" for number in range(min(100, max(5, slices // 10)))]
-    (folder / "model").mkdir(parents=True)
-    (folder / "model" / "config.json").write_text('{"model_type": "bert"}')
-    for task in tasks:
-        lines = [{"text": f"{task} {row} words of a text", "label": "ab"[row % 2]} for row in range(150)]
-        (folder / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     study = {
-        "study": str(folder / "study"),
-        "backbone": {"uri": str(folder / "model")},
-        "tasks": {
-            task: {"train": str(folder / f"{task}.jsonl"), "labels": {"a": "one kind", "b": "other kind"}}
-            for task in tasks
-        },
+        **made_up(folder, {task: [f"{task} {row} words of a text" for row in range(150)] for task in tasks}),
         "sources": tasks,
         "methods": list(METHODS),
         "sweep": {"trials": 1},

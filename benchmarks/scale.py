@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 import math
 import pickle
 import random
@@ -36,6 +35,7 @@ from typing import Any
 from unittest import mock
 
 import simpy
+from madeup import made_up
 
 from pitune.config import StudyConfig
 from pitune.plan import Plan
@@ -290,22 +290,15 @@ def study(folder: Path, slices: int, pack_size: int) -> StudyConfig:
     Few-shot slices take 2,000 steps, full ones 4,000.
     """
     tasks = [f"task{number:03d}" for number in range(min(100, max(5, slices // 20)))]
-    (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text('{"model_type": "bert"}')
-    for number, task in enumerate(tasks):
-        rows = [f"{task} {row}" + " word" * (6 + 37 * number % 50) for row in range(100)]
-        lines = (json.dumps({"text": text, "label": "ab"[row % 2]}) for row, text in enumerate(rows))
-        (folder / f"{task}.jsonl").write_text("\n".join(lines))
+    texts = {
+        task: [f"{task} {row}" + " word" * (6 + 37 * number % 50) for row in range(100)]
+        for number, task in enumerate(tasks)
+    }
     seeds = -(-slices // len(tasks)) - 1
     targets = [f"{task}@4#{seed}" for seed in range(seeds) for task in tasks]
     return StudyConfig.model_validate(
         {
-            "study": str(folder / "study"),
-            "backbone": {"uri": str(folder / "model")},
-            "tasks": {
-                task: {"train": str(folder / f"{task}.jsonl"), "labels": {"a": "one kind", "b": "other kind"}}
-                for task in tasks
-            },
+            **made_up(folder, texts),
             "sources": tasks,
             "targets": targets[: slices - len(tasks)],
             "methods": ["zero_shot", "single", "nearest"],

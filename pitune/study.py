@@ -87,9 +87,10 @@ class Study:
             checked.result()
 
     def _look(self) -> None:
-        if self.plan.lanes() - {"driver"}:
+        wanted = self.plan.lanes()
+        if wanted - {"driver"}:
             _ = self.materials.start
-            if "gang" in self.plan.lanes() and self.config.training.pack_size is None:
+            if "gang" in wanted and self.config.training.pack_size is None:
                 _ = self.plan.memory  # packs are to fit
             del self.materials.backbone  # the workers open their own, this process has no more use for it
 

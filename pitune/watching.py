@@ -82,30 +82,26 @@ class Recorder:
         since = {name: before.get(name, now) for name in names}
         self._account = replace(self._account, told=now, stages=list(stages), since=since)
         if time.monotonic() - self._written >= WRITE_SECONDS:
-            self._write()
-
-    def begin(self) -> None:
-        """Write down that there is a run, and what it says first as soon as it does: the last one's account is over."""
-        self._write()
-        self._written = float("-inf")
+            self.write()
+            self._written = time.monotonic()
 
     def end(self, how: str) -> None:
         """Write down how the run has ended."""
         stages = [replace(stage, running=()) for stage in self._account.stages]
         self._account = replace(self._account, told=time.time(), stages=stages, since={}, ended=how)
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write down what is known now."""
         with contextlib.suppress(PituneError):  # a run does not end for it: where nothing can be written it will soon
             self.store.write(ACCOUNT, FORM.dump_json(self._account))
-        self._written = time.monotonic()
 
 
 @contextlib.contextmanager
 def recorded(store: Store, progress: Progress) -> Iterator[Progress]:
     """Lend what tells ``progress`` how far a run is and writes it down, and how the block has ended."""
     recorder = Recorder(store, progress)
-    recorder.begin()
+    recorder.write()  # the last run's account is over
     try:
         yield recorder
     except BaseException as error:

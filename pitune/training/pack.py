@@ -120,8 +120,9 @@ def _inseparable(jobs: Sequence[ExpertJob], most: Callable[[ExpertJob], int]) ->
     in_order = sorted(jobs, key=lambda job: (order(job), job.artifacts))
     for _, same in groupby(in_order, key=lambda job: (order(job), job.data)):
         left = list(same)
+        limit = most(left[0])
         while left:
-            packs = -(-len(left) // most(left[0]))
+            packs = -(-len(left) // limit)
             size = -(-len(left) // packs)
             yield left[:size]
             left = left[size:]
