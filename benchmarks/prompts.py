@@ -30,7 +30,7 @@ from common import THREADS, side_by_side, trained_looking
 from PIL import Image
 from transformers import BertTokenizerFast, CLIPConfig, CLIPModel
 
-from pitune.backbones.base import Encoded
+from pitune.backbones import Encoded
 from pitune.backbones.cache import CACHE
 from pitune.backbones.dual import TEXT, DualBackbone, DualSettings
 from pitune.experts import Bank, Expert, TextPrompt

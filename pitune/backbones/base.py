@@ -9,18 +9,18 @@ whose bytes are bounded for the whole process.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pitune.backbones import cache
-from pitune.backbones.standin import StandIn
+from pitune.backbones import cache, classtoken
+from pitune.backbones.classtoken import CLASS_TOKEN
+from pitune.backbones.standin import noted, replaced
+from pitune.backbones.tower import Encoded, Inputs, Site, Tower
 from pitune.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,70 +57,6 @@ class BackboneSettings(Settings, ABC):
         """Return about how many tokens an example is, without opening the model: what a plan reckons with."""
 
 
-class Tower(NamedTuple):
-    """A stack of layers: the path of its ``nn.ModuleList`` in the model, how many layers, and its output's width.
-
-    ``root`` is the path of the part of the model that the stack is in with its embeddings; of a model of one tower "".
-    """
-
-    name: str
-    stack: str
-    depth: int
-    width: int
-    root: str = ""
-
-
-class Site(NamedTuple):
-    """A module of a tower: its path in the model and the layer that it is part of; -1: of none, as embeddings are."""
-
-    tower: str
-    path: str
-    layer: int
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One thing that one tower reads, not padded.
-
-    Attributes:
-        tower: who reads it.
-        content: what it is, as the backbone that encoded it wants it (token ids, a preprocessed picture).
-        cost: how much there is to compute, in tokens or patches; batches are made of rows of like cost.
-        key: the hash of ``content``.
-        again: whether it is read more than once: what no expert touches of it is then kept.
-    """
-
-    tower: str
-    content: Any
-    cost: int
-    key: bytes
-    again: bool = True
-
-    @classmethod
-    def of_ids(cls, tower: str, ids: Sequence[int]) -> Encoded:
-        """Encode token ids."""
-        return cls(tower, tuple(ids), len(ids), hashlib.blake2b(repr(ids).encode(), digest_size=16).digest())
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """A padded batch for one tower.
-
-    Attributes:
-        tower: who reads it.
-        tensors: what the tower's model takes, each (rows, …).
-        first: the lowest layer with an expert.
-        hidden: what enters that layer, (rows, tokens, width); None where it is the lowest of all.
-        embeddings: the whole tower's output, (rows, width), where no expert touches the tower.
-    """
-
-    tower: str
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    first: int = 0
-    hidden: Tensor | None = None
-    embeddings: Tensor | None = None
-
-
 class Backbone(nn.Module, ABC):
     """A frozen model, always in evaluation mode: dropout would only couple results to luck.
 
@@ -154,6 +90,7 @@ class Backbone(nn.Module, ABC):
         Backbone._openings += 1
         self._number = Backbone._openings  # what is kept of one backbone is not another's
         self._tuples: dict[str, bool] = {}  # by tower: whether its layers return tuples
+        self._alone: dict[str, int] = {}  # towers that pool the class token, and nothing else: its state's numbers
 
     # --- what a family says ------------------------------------------------------------------------------------
 
@@ -219,20 +156,26 @@ class Backbone(nn.Module, ABC):
         return None
 
     def firsts(self, paths: Sequence[str]) -> dict[str, int]:
-        """Return the lowest layer with one of the sites at ``paths``, by tower; towers without a site are not in it."""
+        """Return the lowest layer with one of the sites at ``paths``, by tower; towers without a site are not in it.
+
+        ``CLASS_TOKEN`` in place of the last, where no more than its class token has to run.
+        """
         found: dict[str, int] = {}
         for site in map(self.locate, paths):
             if site is not None:
                 layer = max(0, site.layer)  # what is read by the embeddings is read by the lowest layer
                 found[site.tower] = min(layer, found.get(site.tower, layer))
+        for name in self._alone:
+            last = f"{self.towers[name].stack}.{self.towers[name].depth - 1}"
+            if last in paths and [path for path in paths if path.startswith(self.towers[name].root)] == [last]:
+                found[name] = CLASS_TOKEN
         return found
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Embed a batch: (rows, width), float32, of length 1."""
         if inputs.embeddings is not None:
             return inputs.embeddings
-        skipped = range(inputs.first if inputs.hidden is not None else 0)
-        with self._replaced(inputs.tower, skipped, inputs.hidden), self._autocast():
+        with self._skipping(inputs), self._autocast():
             pooled = self.embed(inputs)
         return nn.functional.normalize(pooled.float(), dim=-1)
 
@@ -297,37 +240,38 @@ class Backbone(nn.Module, ABC):
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
     def _below(self, inputs: Inputs, first: int) -> Tensor:
-        """Run the layers below ``first``: (rows, tokens, width)."""
-        found: list[Tensor] = []
+        """Run the layers below ``first``: (rows, tokens, width); or what ``CLASS_TOKEN`` needs."""
         layers = self.layers(inputs.tower)
-
-        def keep(_: nn.Module, __: Any, output: Any) -> None:
-            found.append(output[0] if isinstance(output, tuple) else output)
-
-        handle = layers[first - 1].register_forward_hook(keep)
-        try:
-            with self._replaced(inputs.tower, range(first, len(layers)), None), self._autocast():
+        if first == CLASS_TOKEN:
+            with classtoken.noting(layers) as states, self._autocast():
                 self.embed(inputs)
-        finally:
-            handle.remove()
+            return states[0]
+        with (
+            noted(layers[first - 1]) as found,
+            replaced(layers, range(first, len(layers)), self._tuples[inputs.tower], None),
+            self._autocast(),
+        ):
+            self.embed(inputs)
         return found[0]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not torch.float32)
 
     @contextlib.contextmanager
-    def _replaced(self, tower: str, which: range, hidden: Tensor | None) -> Iterator[None]:
-        """Let stand-ins take the place of some layers; the last of them hands on ``hidden``."""
-        layers = self.layers(tower)
-        kept = {index: layers[index] for index in which}
-        for index, layer in kept.items():
-            last = index == which.stop - 1
-            layers._modules[str(index)] = StandIn(layer, self._tuples[tower], hidden if last else None)
-        try:
+    def _skipping(self, inputs: Inputs) -> Iterator[None]:
+        """Skip the layers whose work a batch brings with it."""
+        states, width = inputs.hidden, self.towers[inputs.tower].width
+        if states is None:
             yield
-        finally:
-            for index, layer in kept.items():
-                layers._modules[str(index)] = layer
+            return
+        layers, returns_tuple = self.layers(inputs.tower), self._tuples[inputs.tower]
+        if inputs.first != CLASS_TOKEN:
+            with replaced(layers, range(inputs.first), returns_tuple, states):
+                yield
+            return
+        below = replaced(layers, range(len(layers) - 1), returns_tuple, states[..., :width])
+        with below, classtoken.acting(layers[-1], states, width):
+            yield
 
     @torch.no_grad()
     def try_out(self, row: Encoded) -> None:
@@ -341,3 +285,17 @@ class Backbone(nn.Module, ABC):
         finally:
             handle.remove()
         self._tuples[row.tower] = found[0]
+
+    @torch.no_grad()
+    def try_class_token(self, row: Encoded) -> None:
+        """Find out whether a row's tower pools its first token and nothing else; for towers that mask nothing."""
+        layers = self.layers(row.tower)
+        inputs = Inputs(row.tower, self._placed(self.collate([row])))
+        whole = self(inputs)
+        with classtoken.blanked(layers[-1]):
+            pools = torch.equal(self(inputs), whole)
+        if len(layers) > 1 and pools and classtoken.is_known(layers[-1]):
+            states = self._below(inputs, CLASS_TOKEN)
+            found = self(Inputs(row.tower, inputs.tensors, CLASS_TOKEN, states))
+            if torch.allclose(found, whole, atol=1e-4 + 4 * torch.finfo(self._dtype).eps):  # it attends as most do
+                self._alone[row.tower] = states.shape[-1]

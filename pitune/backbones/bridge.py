@@ -20,10 +20,11 @@ from pydantic import Field
 from torch import Tensor
 
 from pitune.assets import Asset, fetch
-from pitune.backbones.base import BackboneSettings, Encoded, Inputs, Precision
+from pitune.backbones.base import BackboneSettings, Precision
 from pitune.backbones.features import Features
 from pitune.backbones.projector import Projector, Shape, read_projector
 from pitune.backbones.text import CHARACTERS, TEXT, TextBackbone, TextSettings
+from pitune.backbones.tower import Encoded, Inputs
 from pitune.backbones.vision import PREPARATION, VisionEncoder, open_vision
 from pitune.errors import PituneError
 from pitune.settings import Settings

@@ -16,9 +16,11 @@ from pydantic import Field
 from torch import Tensor
 
 from pitune.assets import known_hash
-from pitune.backbones.base import Backbone, BackboneSettings, Encoded, Inputs, Precision, Tower
+from pitune.backbones.base import Backbone, BackboneSettings, Precision
+from pitune.backbones.classtoken import CLASS_TOKEN
 from pitune.backbones.features import Features
 from pitune.backbones.huggingface import largest_stack, padded, refused
+from pitune.backbones.tower import Encoded, Inputs, Tower
 from pitune.errors import PituneError
 
 if TYPE_CHECKING:
@@ -93,7 +95,9 @@ class DualBackbone(Backbone):
             self.side = _side(processor)
             self._patches = (self.side // int(config.vision_config.patch_size)) ** 2 + 1
             self.try_out(self.encode_texts(["a text"])[0])
-            self.try_out(Encoded(IMAGE, None, self._patches, b""))
+            blank = Encoded(IMAGE, None, self._patches, b"")
+            self.try_out(blank)
+            self.try_class_token(blank)
         except Exception as error:
             raise refused(settings, "embeds no text or no picture", error) from error
 
@@ -122,18 +126,19 @@ class DualBackbone(Backbone):
             return {"pixel_values": torch.stack(list(threads.map(self._pixels, [row.content for row in rows])))}
 
     def above(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
-        """Give blank pictures: the layers above the trunk do not look at them."""
+        """Give one blank picture for all: the layers above the trunk do not look at it."""
         if rows[0].tower == TEXT:
             return self._padded(rows)
-        return {"pixel_values": torch.zeros(len(rows), 3, self.side, self.side)}
+        return {"pixel_values": torch.zeros(1, 3, self.side, self.side)}
 
     def computed(self, rows: Sequence[Encoded], first: int | None) -> Tensor:
-        """Compute what no expert touches; of whole pictures' embeddings only those that are not on the disk."""
-        if self._kept is None or first is not None or rows[0].tower == TEXT:
+        """Compute what no expert touches; where that is little of a picture, only what is not on the disk."""
+        if self._kept is None or first not in (None, CLASS_TOKEN) or rows[0].tower == TEXT:
             return super().computed(rows, first)
-        kept = Features(f"{self._kept}-{self.device.type}", (joint_width(self.model),), whole=True)
+        what, shape = ("", (joint_width(self.model),)) if first is None else ("-class-token", (1, self._alone[IMAGE]))
+        kept = Features(f"{self._kept}-{self.device.type}{what}", shape, whole=True)
         look = super().computed
-        found = kept.of([row.content for row in rows], lambda some: look(self.encode_pictures(some), None))
+        found = kept.of([row.content for row in rows], lambda some: look(self.encode_pictures(some), first))
         return found.to(self.device)
 
     def embed(self, inputs: Inputs) -> Tensor:

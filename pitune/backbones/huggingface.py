@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pitune.backbones.base import BackboneSettings, Encoded
+from pitune.backbones.base import BackboneSettings
+from pitune.backbones.tower import Encoded
 from pitune.errors import PituneError, reason
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,3 +26,32 @@ class StandIn(nn.Module):
         """Hand on what is at hand."""
         out = hidden_states if self.hidden is None else self.hidden
         return (out,) if self.returns_tuple else out
+
+
+@contextlib.contextmanager
+def replaced(layers: nn.ModuleList, which: range, returns_tuple: bool, hidden: Tensor | None) -> Iterator[None]:
+    """Let stand-ins take the place of some layers inside the block; the last of them hands on ``hidden``."""
+    kept = {index: layers[index] for index in which}
+    for index, layer in kept.items():
+        last = index == which.stop - 1
+        layers._modules[str(index)] = StandIn(layer, returns_tuple, hidden if last else None)
+    try:
+        yield
+    finally:
+        for index, layer in kept.items():
+            layers._modules[str(index)] = layer
+
+
+@contextlib.contextmanager
+def noted(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Note what a layer gives inside the block, once for each pass."""
+    found: list[Tensor] = []
+
+    def note(_: nn.Module, __: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = layer.register_forward_hook(note)
+    try:
+        yield found
+    finally:
+        handle.remove()

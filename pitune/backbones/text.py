@@ -13,8 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pitune.backbones.base import Backbone, BackboneSettings, Encoded, Inputs, Precision, Tower
+from pitune.backbones.base import Backbone, BackboneSettings, Precision
 from pitune.backbones.huggingface import largest_stack, padded, refused
+from pitune.backbones.tower import Encoded, Inputs, Tower
 
 if TYPE_CHECKING:
     from pitune.tasks.task import Example

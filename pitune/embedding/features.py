@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pitune.backbones.base import Backbone, Encoded
+from pitune.backbones import Backbone, Encoded
 from pitune.embedding.embed import embedded
 from pitune.materials import Materials
 from pitune.store import Job, table_bytes

@@ -11,6 +11,7 @@ Rows come as E equal groups; tensors have the expert axis in front, and each gro
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pitune.backbones.attention import asks_for_its_function, attends_by, function_of, is_taken
 from pitune.errors import PituneError
 
 
@@ -149,7 +151,6 @@ class _Tokens:
 
 # --- keys and values ---------------------------------------------------------------------------------------------
 
-FUNCTION = "pitune_with_keys_values"  # our name among transformers' attention functions
 WRITTEN_OUT = ("MPNetSelfAttention",)  # attentions that call no such function, and whose formula we know
 KEYS, VALUES = ("key", "k", "k_proj", "k_lin"), ("value", "v", "v_proj", "v_lin")
 FUSED = ("Wqkv",)
@@ -158,7 +159,7 @@ HEAD_WIDTHS = ("attention_head_size", "head_dim", "key_value_proj_dim")
 
 def is_attention(module: nn.Module) -> bool:
     """Say whether :func:`with_keys_values` can act on ``module``."""
-    if not (_asks_for_its_function(module) or type(module).__name__ in WRITTEN_OUT):
+    if not (asks_for_its_function(module) or type(module).__name__ in WRITTEN_OUT):
         return False
     return _heads(module) is not None
 
@@ -190,66 +191,40 @@ def with_keys_values(attention: nn.Module, keys_values: Callable[[], tuple[Tenso
     heads_of(attention)
     if type(attention).__name__ in WRITTEN_OUT:
         return _with_projected(attention, keys_values)
-    config: Any = attention.config
-    if isinstance(config, _Config):
+    if is_taken(attention):
         raise PituneError(f"{type(attention).__name__} has added keys and values already")
+    config: Any = attention.config
     name = config._attn_implementation or "eager"
     if name not in ("eager", "sdpa"):
         raise PituneError(
             f"{type(attention).__name__} attends by {name}, to which no keys can be added; "
             "open the model with attn_implementation sdpa or eager"
         )
-    return [_Exchanged(attention, "config", _Config(config, name, keys_values))]
-
-
-class _Config:
-    """A model's configuration as one attention sees it: it names our function, the rest is the model's."""
-
-    _attn_implementation = FUNCTION
-
-    def __init__(self, config: Any, name: str, keys_values: Callable[[], tuple[Tensor, Tensor]]) -> None:
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-        ALL_ATTENTION_FUNCTIONS.register(FUNCTION, _attend)
-        self.config, self.name, self.keys_values = config, name, keys_values
-
-    def __getattr__(self, name: str) -> Any:
-        if "config" not in vars(self):  # while it is copied
-            raise AttributeError(name)
-        return getattr(self.config, name)
-
-
-class _Exchanged:
-    """An attribute that another took the place of."""
-
-    def __init__(self, module: nn.Module, name: str, value: object) -> None:
-        self.module, self.name, self.kept = module, name, getattr(module, name)
-        setattr(module, name, value)
-
-    def remove(self) -> None:
-        """Put back what was there."""
-        setattr(self.module, self.name, self.kept)
+    return [attends_by(attention, functools.partial(_attend, name, keys_values))]
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **named: Any
+    name: str,
+    keys_values: Callable[[], tuple[Tensor, Tensor]],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **named: Any,
 ) -> Any:
     """Attend as ``module`` otherwise does, with the added keys and values in front; (rows, heads, tokens, width)."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    config: Any = module.config
-    keys, values = (per_row(tensor, len(key)).to(key.dtype) for tensor in config.keys_values())
+    keys, values = (per_row(tensor, len(key)).to(key.dtype) for tensor in keys_values())
     count = keys.shape[2]
     causal = named.get("is_causal") if named.get("is_causal") is not None else getattr(module, "is_causal", True)
-    if attention_mask is None and config.name == "sdpa" and causal and query.shape[2] > 1:
+    if attention_mask is None and name == "sdpa" and causal and query.shape[2] > 1:
         square = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=key.device)
         attention_mask = square.tril()[None, None]  # sdpa would make its own, without the added keys
     if attention_mask is not None:
         attention_mask = _in_front(attention_mask, -1, count)
     if isinstance(named.get("position_bias"), Tensor):
         named["position_bias"] = nn.functional.pad(named["position_bias"], (count, 0))
-    own = inspect.unwrap(type(module).forward).__globals__["eager_attention_forward"]
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(config.name, own)
+    attend = function_of(module, name)
     return attend(module, query, torch.cat([keys, key], 2), torch.cat([values, value], 2), attention_mask, **named)
 
 
@@ -291,11 +266,6 @@ def _with_projected(attention: nn.Module, keys_values: Callable[[], tuple[Tensor
 def per_row(tensor: Tensor, rows: int) -> Tensor:
     """Give each of ``rows`` rows its group's part: (E, …) becomes (rows, …)."""
     return tensor.repeat_interleave(rows // len(tensor), 0) if rows != len(tensor) else tensor
-
-
-def _asks_for_its_function(module: nn.Module) -> bool:
-    forward = inspect.unwrap(type(module).forward)
-    return "ALL_ATTENTION_FUNCTIONS" in forward.__code__.co_names and hasattr(module, "config")
 
 
 def _projection(attention: nn.Module, names: Sequence[str]) -> nn.Linear | None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from pitune.backbones.base import Backbone, Encoded
+from pitune.backbones import Backbone, Encoded
 from pitune.settings import Settings
 from pitune.tasks.task import Example, Task, spelled
 

@@ -28,7 +28,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pitune.backbones.base import Backbone, Encoded, Inputs
+from pitune.backbones import Backbone, Encoded, Inputs
 from pitune.objectives.base import Acting, Answers, Objective, Row
 from pitune.tasks.task import Task, has_a_place
 

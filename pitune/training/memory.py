@@ -31,8 +31,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pitune.backbones import Backbone
-from pitune.backbones.base import ROWS_AT_ONCE, Encoded
+from pitune.backbones import Backbone, Encoded
+from pitune.backbones.base import ROWS_AT_ONCE
 from pitune.backbones.cache import CACHE
 from pitune.experts import Bank, ExpertKind
 from pitune.materials import Materials

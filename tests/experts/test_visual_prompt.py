@@ -20,7 +20,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> DualBackbone:
     return open_dual(save_dual(tmp_path_factory.mktemp("clip"), "clip"))
 
 
-@pytest.mark.parametrize("layers", [None, 2])
+@pytest.mark.parametrize("layers", [None, 2, 1])
 @pytest.mark.parametrize("projection", [None, 6])
 @pytest.mark.parametrize("deep", [False, True])
 def test_it_equals_vpt(clip: DualBackbone, tmp_path: Path, layers: Any, projection: Any, deep: bool) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load
 from tinymodel import WORDS, flat, make_task
 from tinystudy import make_materials
 
-from pitune.backbones.base import Inputs
+from pitune.backbones import Inputs
 from pitune.backbones.cache import CACHE
 from pitune.errors import OutOfMemory
 from pitune.experts.checkpoint import to_files
