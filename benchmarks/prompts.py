@@ -7,11 +7,13 @@ to three tokens, two threads. Ways take turns in this process:
 
 - **a step of a text prompt**, 32 pictures, forward, back and update: with the pictures' features kept, as in a study,
   and with both towers at every step, as CoOp's code has it;
+- **a step of a visual prompt in the last layer**, the same 32 pictures: with the class token alone, as in a study, and
+  with the whole layer on what enters it, which is kept too;
 - **a target's column of the transfer matrix**, 19 experts that start from other tasks', 16 rows a step: as one pack,
   and one pair after another, both with the features kept;
 - **class features of a text prompt**, forward and back: the texts cut to the longest, and filled up to 77 tokens.
 
-Prints the median seconds of each, and the ratios.
+Prints the median seconds of each, and the ratios. Takes some five minutes.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ from transformers import BertTokenizerFast, CLIPConfig, CLIPModel
 
 from pitune.backbones import Encoded
 from pitune.backbones.cache import CACHE
-from pitune.backbones.dual import TEXT, DualBackbone, DualSettings
-from pitune.experts import Bank, Expert, TextPrompt
+from pitune.backbones.dual import IMAGE, TEXT, DualBackbone, DualSettings
+from pitune.experts import Bank, Expert, ExpertKind, TextPrompt, VisualPrompt
 from pitune.objectives import Match, Rows
 from pitune.tasks.pictures import Picture
 from pitune.tasks.task import Example, Task
@@ -76,24 +78,39 @@ def task(folder: Path) -> Task:
     return Task("noise", "image", "accuracy", names, names, splits, "noise")
 
 
-def steps(backbone: DualBackbone, rows: Rows) -> dict[str, Callable[[], None]]:
-    """Return a step of training with features kept, and one with both towers."""
-    kind = TextPrompt()
+def step(
+    backbone: DualBackbone, kind: ExpertKind, rows: Rows, firsts: dict[str, int] | None = None
+) -> Callable[[], None]:
+    """Return a step of training one expert; ``firsts`` in place of what the kind's sites say."""
     bank = Bank(kind, [kind.start(backbone)])
     optimizer = torch.optim.SGD(bank.parameters(), lr=1e-3)
-    firsts = backbone.firsts([path for path, _ in bank.named_sites()])
+    found = firsts or backbone.firsts([path for path, _ in bank.named_sites()])
 
-    def kept() -> None:
-        batch = OBJECTIVE.collate(backbone, firsts, [rows.take(range(BATCH))])
+    def once() -> None:
+        batch = OBJECTIVE.collate(backbone, found, [rows.take(range(BATCH))])
         optimizer.zero_grad()
         OBJECTIVE.losses(backbone, bank, batch).mean().backward()
         optimizer.step()
+
+    return once
+
+
+def text_steps(backbone: DualBackbone, rows: Rows) -> dict[str, Callable[[], None]]:
+    """Return a step of training with features kept, and one with both towers."""
+    kept = step(backbone, TextPrompt(), rows)
 
     def both() -> None:
         CACHE.clear()
         kept()
 
     return {"both towers": both, "features kept": kept}
+
+
+def visual_steps(backbone: DualBackbone, rows: Rows) -> dict[str, Callable[[], None]]:
+    """Return a step of training tokens in the last layer with all of that layer, and with its class token alone."""
+    kind = VisualPrompt(layers=1)
+    whole = {IMAGE: backbone.towers[IMAGE].depth - 1}
+    return {"the whole layer": step(backbone, kind, rows, whole), "the class token": step(backbone, kind, rows)}
 
 
 def column(backbone: DualBackbone, rows: Rows) -> dict[str, Callable[[], None]]:
@@ -132,7 +149,7 @@ def lengths(backbone: DualBackbone, source: Task) -> dict[str, Callable[[], None
 
 
 def main() -> None:
-    """Measure all three."""
+    """Measure all four."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as folder:
@@ -140,7 +157,8 @@ def main() -> None:
         backbone, source = clip(place), task(place)
         rows = Rows(backbone, OBJECTIVE, [(source, source.splits["train"], 1.0)])
         for what, ways, repeats in (
-            (f"a step of a text prompt, {BATCH} pictures", steps(backbone, rows), 3),
+            (f"a step of a text prompt, {BATCH} pictures", text_steps(backbone, rows), 3),
+            (f"a step of a visual prompt, {BATCH} pictures", visual_steps(backbone, rows), 5),
             (f"a column of {SOURCES} pairs, {STEPS} steps", column(backbone, rows), 1),
             (f"class features of {CLASSES} names", lengths(backbone, source), 5),
         ):
