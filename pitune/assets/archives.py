@@ -37,6 +37,7 @@ DAMAGED = (
     NotImplementedError,
     RuntimeError,
     ValueError,
+    LookupError,
     OverflowError,
     MemoryError,
 )
