@@ -24,7 +24,12 @@ def reason(error: BaseException) -> str:
     """Return an error's text as one line without what may be secret in a URL."""
     number = getattr(error, "errno", None)
     text = os.strerror(number) if isinstance(number, int) and number > 0 else str(error) or type(error).__name__
-    return re.sub(r"//[^/\s@]*@", "//", " ".join(text.split()))[:300]
+    return without_secrets(" ".join(text.split()))[:300]
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without who asks in the URLs that are in it: ``s3://key:secret@bucket/study``."""
+    return re.sub(r"//[^/\s@]*@", "//", text)
 
 
 def one_line(error: BaseException) -> str:

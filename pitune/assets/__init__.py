@@ -36,7 +36,7 @@ from pitune.assets.debian import from_debian
 from pitune.assets.hub import from_hub
 from pitune.assets.npm import from_npm
 from pitune.assets.pypi import from_pypi
-from pitune.errors import PituneError, reason
+from pitune.errors import PituneError, reason, without_secrets
 
 __all__ = ["Asset", "cache_folder", "content_hash", "derived", "fetch", "known_hash", "located", "public_name"]
 
@@ -115,7 +115,7 @@ def _from_disk(uri: str) -> Asset:
     source = Path(first).expanduser().absolute()
     if not inner or not first or not source.exists():
         raise PituneError(
-            f"{uri}: no such file or folder; write a path that exists, hf:OWNER/NAME, "
+            f"{without_secrets(uri)}: no such file or folder; write a path that exists, hf:OWNER/NAME, "
             "pypi:NAME==VERSION, npm:NAME@VERSION or deb:NAME"
         )
     key = "\0".join([str(source), known_hash(source), *inner])

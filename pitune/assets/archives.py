@@ -9,6 +9,7 @@ import lzma
 import posixpath
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -19,6 +20,7 @@ from typing import IO
 
 from pitune.assets.cache import files_under
 from pitune.assets.deb import AR, TooLargeError, copy_at_most, files_of
+from pitune.assets.tars import open_tar
 from pitune.errors import PituneError, reason
 
 SMALL, MOST_GROWTH = 1 << 30, 200
@@ -30,10 +32,16 @@ DAMAGED = (
     tarfile.TarError,
     zlib.error,
     lzma.LZMAError,
+    struct.error,
     EOFError,
     NotImplementedError,
     RuntimeError,
+    ValueError,
+    LookupError,
+    OverflowError,
+    MemoryError,
 )
+"""What Python's readers raise of archives that are damaged, or made to harm."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +111,20 @@ def members_of(archive: Path, uri: str) -> Iterator[list[Member]]:
     with archive.open("rb") as stream:
         start = stream.read(len(AR))
     if start == AR:
-        with files_of(archive, most_of(archive)) as data, tarfile.open(fileobj=data, mode="r:") as tar:
+        with files_of(archive, most_of(archive)) as data, open_tar(stream=data, mode="r:") as tar:
             yield _package_members(tar, uri)
     elif start.startswith(b"PK"):
         with zipfile.ZipFile(archive) as opened:
             yield [_zip_member(opened, info, uri) for info in opened.infolist()]
-    elif tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as tar:
-            yield [_tar_member(tar, info, uri) for info in tar.getmembers()]
     else:
-        raise PituneError(f"{uri}: {archive.name} is no archive (zip, tar, deb), nothing can be inside it")
+        try:
+            tar = open_tar(archive)
+        except tarfile.ReadError as error:
+            raise PituneError(
+                f"{uri}: {archive.name} is no archive (zip, tar, deb), nothing can be inside it"
+            ) from error
+        with tar:
+            yield [_tar_member(tar, info, uri) for info in tar.getmembers()]
 
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, uri: str) -> Member:

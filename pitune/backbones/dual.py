@@ -19,7 +19,7 @@ from pitune.assets import known_hash
 from pitune.backbones.base import Backbone, BackboneSettings, Precision
 from pitune.backbones.classtoken import CLASS_TOKEN
 from pitune.backbones.features import Features
-from pitune.backbones.huggingface import largest_stack, padded, refused
+from pitune.backbones.huggingface import LOCAL, largest_stack, open_model, padded, refused
 from pitune.backbones.tower import Encoded, Inputs, Tower
 from pitune.errors import PituneError
 
@@ -70,18 +70,15 @@ class DualBackbone(Backbone):
     def __init__(
         self, folder: Path, settings: DualSettings, precision: Precision = "fp32", kept: str | None = None
     ) -> None:
-        from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer  # takes seconds
-        from transformers.utils import logging
+        from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer  # takes seconds
 
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
         try:
-            found = AutoConfig.from_pretrained(folder, **local).model_type
+            found = AutoConfig.from_pretrained(folder, **LOCAL).model_type
             if found not in MODELS:
                 raise PituneError(f"model_type: found {found}; pitune reads {', '.join(MODELS)}")
-            model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **local)
-            tokenizer = AutoTokenizer.from_pretrained(folder, **local)
-            processor = AutoImageProcessor.from_pretrained(folder, **local)  # type: ignore[no-untyped-call]
+            model = open_model(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
+            processor = AutoImageProcessor.from_pretrained(folder, **LOCAL)  # type: ignore[no-untyped-call]
         except Exception as error:  # transformers and its tokenizers raise whatever they like
             raise refused(settings, "is not a dual encoder that transformers reads", error) from error
         super().__init__(model, _towers(model, settings.uri), IMAGE, TEXT, precision)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from pitune.assets import Asset
+from pitune.backbones.huggingface import LOCAL, open_model
 from pitune.backbones.vision import DINO_SIDE, IMAGENET, open_vision
 from pitune.errors import PituneError, reason
 
@@ -89,7 +90,7 @@ def _vision(asset: Asset) -> tuple[Any, Any]:
         raise PituneError(f"vision: {asset.uri} is no model of transformers, nor a DINOv2; name one of those")
     _hand_on(model)
     if asset.path.is_dir():
-        return model, AutoImageProcessor.from_pretrained(asset.path, trust_remote_code=False, local_files_only=True)  # type: ignore[no-untyped-call]
+        return model, AutoImageProcessor.from_pretrained(asset.path, **LOCAL)  # type: ignore[no-untyped-call]
     mean, deviation = map(list, IMAGENET)
     size = {"height": DINO_SIDE, "width": DINO_SIDE}
     return model, ViTImageProcessor(size=size, resample=3, image_mean=mean, image_std=deviation)
@@ -97,12 +98,11 @@ def _vision(asset: Asset) -> tuple[Any, Any]:
 
 def _text(asset: Asset) -> tuple[Any, Any]:
     """Open a text model that averages its states, and its tokenizer."""
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
-        model = AutoModel.from_pretrained(asset.path, dtype=torch.float32, use_safetensors=True, **local)
-        tokenizer = AutoTokenizer.from_pretrained(asset.path, **local)
+        model = open_model(asset.path)
+        tokenizer = AutoTokenizer.from_pretrained(asset.path, **LOCAL)
         if model.config.model_type not in TEXT_MODELS:
             raise ValueError(f"found model_type {model.config.model_type}; right would be {', '.join(TEXT_MODELS)}")
     except Exception as error:  # transformers and its tokenizers raise whatever they like

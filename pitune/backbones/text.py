@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from pitune.backbones.base import Backbone, BackboneSettings, Precision
-from pitune.backbones.huggingface import largest_stack, padded, refused
+from pitune.backbones.huggingface import LOCAL, largest_stack, open_model, padded, refused
 from pitune.backbones.tower import Encoded, Inputs, Tower
 
 if TYPE_CHECKING:
@@ -56,16 +55,11 @@ class TextBackbone(Backbone):
     """
 
     def __init__(self, folder: Path, settings: TextSettings, precision: Precision = "fp32") -> None:
-        from transformers import AutoModel, AutoTokenizer  # takes seconds, and few commands need it
-        from transformers.utils import logging
+        from transformers import AutoTokenizer  # takes seconds, and few commands need it
 
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            # No pickle is ever read; and nothing in the folder is run, nor is anybody asked whether it may be.
-            model = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            model = open_model(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
         except Exception as error:  # transformers and its tokenizers raise whatever they like
             raise refused(settings, "is not a text encoder that transformers reads", error) from error
         path, stack = largest_stack(model, settings.uri)

@@ -17,13 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pitune.backbones.efficientnet import read_lite
+from pitune.backbones.huggingface import LOCAL, open_model
 from pitune.errors import PituneError, reason
 
 if TYPE_CHECKING:
@@ -111,13 +112,10 @@ def open_vision(path: Path, uri: str) -> VisionEncoder:
 
 
 def _from_transformers(folder: Path) -> VisionEncoder:
-    from transformers import AutoImageProcessor, AutoModel
-    from transformers.utils import logging
+    from transformers import AutoImageProcessor
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **local)
-    processor = AutoImageProcessor.from_pretrained(folder, **local)  # type: ignore[no-untyped-call]
+    model = open_model(folder)
+    processor = AutoImageProcessor.from_pretrained(folder, **LOCAL)  # type: ignore[no-untyped-call]
     model = getattr(model, "vision_model", model)  # of a dual encoder, the tower for pictures
 
     def prepare(picture: Image) -> Tensor:

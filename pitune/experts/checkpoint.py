@@ -13,7 +13,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from pitune.errors import PituneError
+from pitune.errors import PituneError, reason
 from pitune.experts import KINDS, Bank, Expert, ExpertKind, Whole
 from pitune.experts.bank import attach
 from pitune.experts.kind import Files
@@ -52,8 +52,8 @@ def from_files(config: bytes, weights: bytes, where: str) -> tuple[ExpertKind, E
     try:
         settings: dict[str, Any] = dict(json.loads(config))
         tensors = load_safetensors(weights)
-    except (ValueError, TypeError, SafetensorError) as error:
-        raise PituneError(f"{where}: cannot be read as an expert ({error})") from error
+    except (ValueError, TypeError, RecursionError, SafetensorError) as error:
+        raise PituneError(f"{where}: cannot be read as an expert ({reason(error)})") from error
     kind = _kind(settings, f"{where}/{CONFIG}")
     head = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
     files = Files(settings, tensors, head.get("__metadata__") or {}, f"{where}/{WEIGHTS}")

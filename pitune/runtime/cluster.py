@@ -2,7 +2,8 @@
 
 What is notable about the local one:
 
-- It wants a token that only this process and its children know: Ray listens beyond loopback whatever it is told.
+- It wants a token that only this process and its children know: Ray listens beyond loopback whatever it is told, and
+  without a token whoever reaches it may run code. Nor is a cluster joined that wants none and is reached from beyond.
 - It ends when this process ends, however that ends. Ray leaves two agents behind for a minute if its driver is killed;
   a watchdog waits for this process's end, kills whatever still has a file open in the temporary folder, and removes it.
 - The object store is bounded: packs and progress go through Ray, weights and data do not.
@@ -11,6 +12,7 @@ What is notable about the local one:
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import secrets
@@ -83,7 +85,8 @@ def connect(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     Where this process is connected to a Ray already, that one is used, and left as it is.
 
     Raises:
-        PituneError: the cluster cannot be reached, or the local Ray does not start.
+        PituneError: the cluster cannot be reached, or the local Ray does not start; or either would run code for
+            whoever reaches it.
     """
     if ray.is_initialized():
         yield
@@ -103,7 +106,7 @@ def _join(stack: contextlib.ExitStack, address: str) -> None:
     """Connect to a cluster, and disconnect when ``stack`` ends."""
     _authenticate()
     try:
-        ray.init(
+        joined = ray.init(
             address=address,
             namespace=NAMESPACE,
             runtime_env={"env_vars": {name: os.environ[name] for name in ENVIRONMENT}},
@@ -114,10 +117,22 @@ def _join(stack: contextlib.ExitStack, address: str) -> None:
         reason = " ".join(str(error).split())[:300]
         raise PituneError(f"Ray cluster {address}: cannot be joined ({reason}); is the address right?") from error
     stack.callback(ray.shutdown)
+    hosts = [str(node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    beyond = [host for host in hosts if not _is_loopback(host)]
+    if beyond and not (_wants_token() and _is_closed(joined.dashboard_url)):
+        raise PituneError(
+            f"Ray cluster {address}: runs code for whoever reaches {beyond[0]}, for it wants no token; start all of it "
+            "with RAY_AUTH_MODE=token (ray get-auth-token --generate makes a token)"
+        )
 
 
 def _start(stack: contextlib.ExitStack, cpus: int | None) -> None:
     """Start a local Ray, and stop it when ``stack`` ends."""
+    if not _wants_token():
+        raise PituneError(
+            f"local Ray: RAY_AUTH_MODE is {os.environ['RAY_AUTH_MODE']!r}, but Ray listens beyond loopback and would "
+            "run code for whoever reaches it; unset the variable"
+        )
     _set(stack, "RAY_AUTH_TOKEN", os.environ.get("RAY_AUTH_TOKEN", secrets.token_hex(32)))
     _authenticate()
     # The workers have working folders of their own. They import what this process does: pitune from a checkout, a
@@ -149,6 +164,28 @@ def _authenticate() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _wants_token() -> bool:
+    return os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):  # a name
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _is_closed(dashboard: str | None) -> bool:
+    """Say whether a cluster's job API, if it has one, refuses those who have no token."""
+    import httpx2  # here, as most runs join no cluster
+
+    if not dashboard:
+        return True
+    try:
+        return httpx2.get(f"http://{dashboard}/api/jobs/", timeout=10).status_code in (401, 403)
+    except httpx2.HTTPError:  # it cannot be reached from here
+        return True
 
 
 def _set(stack: contextlib.ExitStack, name: str, value: str) -> None:

@@ -28,11 +28,11 @@ from pitune.store.locks import FolderLock
 from pitune.store.manifest import (
     Manifest,
     artifact_of,
+    difference,
     file_path,
     make_manifest,
     manifest_path,
     parse_manifest,
-    sha256,
 )
 from pitune.store.places import Place, has_credentials, meaning
 
@@ -89,7 +89,7 @@ class Store:
     # --- reading -----------------------------------------------------------------------------------------------
 
     def manifest(self, artifact: str) -> Manifest | None:
-        """Return the manifest of ``artifact``, or None where it is not done."""
+        """Return the manifest of ``artifact``, or None where it is not done: a damaged manifest says nothing."""
         found = self._manifest(artifact)
         return found and found[0]
 
@@ -140,12 +140,9 @@ class Store:
         """Return all that is finished at this moment, from one listing and one look into each manifest.
 
         Raises:
-            PituneError: the store or a manifest cannot be read.
+            PituneError: the store cannot be read.
         """
-        try:
-            sizes = self._place.listing()
-        except OSError as error:
-            raise self._unreadable("", error) from error
+        sizes = self._listing()
         artifacts = sorted(filter(None, map(artifact_of, sizes)))
         entries: dict[str, Entry] = {}
         with ThreadPoolExecutor(READERS) as pool:
@@ -161,25 +158,36 @@ class Store:
         return dict(self.catalogue())
 
     def problems(self) -> Iterator[str]:
-        """Yield one line per finished artifact's file that is missing or differs from its manifest."""
-        for artifact, manifest in self.catalogue().items():
-            for name, expected in manifest["files"].items():
+        """Yield one line per damaged manifest, and per file that is missing or differs from its manifest."""
+        for artifact in filter(None, map(artifact_of, sorted(self._listing()))):
+            try:
+                files = parse_manifest(self._place.read(manifest_path(artifact)), artifact)["files"]
+            except ValueError as error:
+                yield f"{manifest_path(artifact)}: {error}"
+                continue
+            for name, expected in files.items():
                 path = file_path(artifact, name)
                 data = self._place.read_if_there(path)
-                wrong = "missing" if data is None else _difference(data, expected)
+                wrong = "missing" if data is None else difference(data, expected)
                 if wrong:
                     yield f"{path}: {wrong}"
 
     def _manifest(self, artifact: str) -> tuple[Manifest, bytes] | None:
-        """Return the manifest of ``artifact``, and the text that says so."""
+        """Return the manifest of ``artifact``, and the text that says so; None where it is damaged, or not there."""
         path = manifest_path(artifact)
         try:
             text = self._place.read_if_there(path)
-            return None if text is None else (parse_manifest(text), text)
-        except ValueError as error:
-            raise PituneError(f"{self.where(path)}: {error}; delete it and run again") from error
+            return None if text is None else (parse_manifest(text, artifact), text)
+        except ValueError:
+            return None
         except OSError as error:
             raise self._unreadable(path, error) from error
+
+    def _listing(self) -> dict[str, int]:
+        try:
+            return self._place.listing()
+        except OSError as error:
+            raise self._unreadable("", error) from error
 
     def _read(self, artifact: str, name: str) -> bytes:
         path = file_path(artifact, name)
@@ -193,7 +201,7 @@ class Store:
             data = self._place.read(path)
         except OSError as error:
             raise self._unreadable(path, error) from error
-        wrong = _difference(data, manifest["files"][name])
+        wrong = difference(data, manifest["files"][name])
         if wrong:
             raise PituneError(f"{self.where(path)}: {wrong}; delete it and run again")
         return data
@@ -245,7 +253,7 @@ class Store:
                         self._place.move(temporary, path)
                 if self._place.is_local or self._is_settled(content):
                     LOG.info("committed %s", artifact, extra={"bytes": sum(map(len, content.values()))})
-                    return parse_manifest(last)
+                    return parse_manifest(last, artifact)
             time.sleep(random.uniform(0, 0.1))
         raise PituneError(f"{self.where(artifact)}: is written by another process all the time; end that one")
 
@@ -337,14 +345,3 @@ class Store:
 
 def _unwritable(root: str, error: Exception) -> PituneError:
     return PituneError(f"study folder {root}: cannot be written ({meaning(error)}); name one that can")
-
-
-def _difference(data: bytes, expected: Mapping[str, Any]) -> str:
-    """Say how a file differs from what its manifest says; nothing where it does not."""
-    found = sha256(data)
-    if found == expected["sha256"]:
-        return ""
-    return (
-        f"sha256 {found[:12]}… of {len(data)} bytes, "
-        f"its manifest says {expected['sha256'][:12]}… of {expected['bytes']}"
-    )

@@ -118,7 +118,7 @@ class Lease:
     def _read(self) -> dict[str, Any] | None:
         """Return what the lease says; None where there is none, or none that can be understood."""
         text = self.place.read_if_there(LEASE)
-        with contextlib.suppress(ValueError, TypeError, KeyError):
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
             found = json.loads(text or b"")
             return {"owner": str(found["owner"]), "time": float(found["time"]), "seconds": float(found["seconds"])}
         return None

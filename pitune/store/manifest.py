@@ -11,9 +11,11 @@ import functools
 import hashlib
 import json
 import platform
+import re
 import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import PurePosixPath
 from typing import Any
 
 MANIFEST = "manifest.json"
@@ -22,8 +24,13 @@ ENDINGS = (".parquet", ".json", ".html", ".yaml")
 RECORDED = ("pitune", "torch", "transformers", "peft", "deepspeed", "ray")
 """Packages whose versions every manifest names."""
 
+CHECKSUM = "checksum"
+"""At a manifest's end the sha256 of its text without that; those of older studies have none."""
+SEAL = f',\n "{CHECKSUM}": "'
+
 Manifest = dict[str, Any]
-"""A manifest as it was read: at least ``fingerprint``, and ``files``: the ``sha256`` and ``bytes`` of each by name."""
+"""A manifest as it was read: at least ``artifact``, its path, ``fingerprint``, and ``files``: the ``sha256`` and
+``bytes`` of each by name."""
 
 
 def is_file(artifact: str) -> bool:
@@ -69,27 +76,61 @@ def make_manifest(artifact: str, files: Mapping[str, bytes], fingerprint: str, f
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **facts,
     }
-    return (json.dumps(manifest, indent=1) + "\n").encode()
+    return _sealed(json.dumps(manifest, indent=1).encode())
 
 
-def parse_manifest(text: bytes) -> Manifest:
-    """Return a manifest from its JSON.
+def parse_manifest(text: bytes, artifact: str) -> Manifest:
+    """Return the manifest of an artifact from its JSON.
 
     Raises:
-        ValueError: it is not JSON, or no manifest; the text says which.
+        ValueError: it is not JSON, no manifest, another artifact's, or not as it was written; the text says which.
     """
     try:
         manifest = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON ({error})") from error
     files = manifest.get("files") if isinstance(manifest, dict) else None
-    if (
-        not isinstance(files, dict)
-        or not isinstance(manifest.get("fingerprint"), str)
-        or not all(isinstance(file, dict) and {"sha256", "bytes"} <= file.keys() for file in files.values())
-    ):
+    if not isinstance(files, dict) or not isinstance(manifest.get("fingerprint"), str):
         raise ValueError("is no manifest (no fingerprint and files)")
+    if manifest.get("artifact") != artifact:
+        raise ValueError(f"is the manifest of {manifest.get('artifact')!r:.100}")
+    for name, file in files.items():
+        if not _is_within(name) or is_file(artifact) != (name == "") or not _describes_file(file):
+            raise ValueError(f"names {name!r:.100}, or what it holds, as no manifest does")
+    if CHECKSUM in manifest and text != _sealed(text.rpartition(SEAL.encode())[0] + b"\n}"):
+        raise ValueError("is not as it was written (its checksum is another)")
     return dict(manifest)
+
+
+def _is_within(name: str) -> bool:
+    """Say whether a file's name leads to no other artifact's, and not out of the study: what it names is deleted."""
+    return name.isprintable() and not name.startswith("/") and ".." not in PurePosixPath(name).parts
+
+
+def _describes_file(file: Any) -> bool:
+    """Say whether this is what a manifest says of a file."""
+    return (
+        isinstance(file, dict)
+        and isinstance(digest := file.get("sha256"), str)
+        and re.fullmatch("[0-9a-f]{64}", digest) is not None
+        and type(file.get("bytes")) is int
+    )
+
+
+def _sealed(text: bytes) -> bytes:
+    """Return a manifest's JSON with its checksum at the end."""
+    return text[:-2] + f'{SEAL}{sha256(text)}"\n}}\n'.encode()
+
+
+def difference(data: bytes, expected: Mapping[str, Any]) -> str:
+    """Say how a file differs from what its manifest says; nothing where it does not."""
+    found = sha256(data)
+    if found == expected["sha256"]:
+        return ""
+    return (
+        f"sha256 {found[:12]}… of {len(data)} bytes, "
+        f"its manifest says {expected['sha256'][:12]}… of {expected['bytes']}"
+    )
 
 
 def sha256(data: bytes) -> str:

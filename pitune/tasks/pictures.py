@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from pitune.assets.tars import open_tar
 from pitune.errors import PituneError, reason
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -208,7 +209,7 @@ def _member(file: str, start: int) -> str:
             with zipfile.ZipFile(file) as archive:
                 before = [info for info in archive.infolist() if info.header_offset < start]
                 return f"member {max(before, key=lambda info: info.header_offset).filename}"
-        with tarfile.open(file, "r:") as shard:
+        with open_tar(Path(file), mode="r:") as shard:
             return next(f"member {member.name}" for member in shard if member.offset_data == start)
     except (OSError, ValueError, EOFError, tarfile.TarError, zipfile.BadZipFile, StopIteration):
         return f"byte {start}"

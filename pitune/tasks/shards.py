@@ -23,6 +23,8 @@ from typing import Any
 
 from PIL import Image
 
+from pitune.assets.archives import DAMAGED, most_of
+from pitune.assets.tars import open_tar
 from pitune.errors import PituneError, reason
 from pitune.tasks.pictures import FORMATS, Picture, decoded
 from pitune.tasks.task import Example, spelled
@@ -97,24 +99,28 @@ def shard_records(file: Path, names: list[str], image: str | None) -> Iterator[d
     from webdataset.tariterators import group_by_keys  # brings torch: 1.6 s
 
     try:
-        with file.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:*") as shard:
+        with file.open("rb") as stream, open_tar(stream=stream) as shard:
             if image is not None and shard.fileobj is not stream:
                 raise PituneError(f"{file}: is compressed; its pictures are read from where they lie, so unpack it")
-            for sample in group_by_keys(_members(shard, str(file))):
+            for sample in group_by_keys(_members(shard, file)):
                 found = {} if image is None else {image: _shard_picture(sample, image, file)}
                 yield _sample_fields(sample, names) | found
-    except (OSError, ValueError, EOFError, tarfile.TarError) as error:
+    except (OSError, *DAMAGED) as error:
         raise PituneError(f"{file}: cannot be read as a webdataset shard ({reason(error)})") from error
 
 
-def _members(shard: tarfile.TarFile, name: str) -> Iterator[dict[str, Any]]:
+def _members(shard: tarfile.TarFile, file: Path) -> Iterator[dict[str, Any]]:
     """Give the members as webdataset's own iterator does, which does not tell where they begin."""
+    left = most = most_of(file)
     while (member := shard.next()) is not None:
         shard.members = []  # type: ignore[attr-defined]  # it would keep all of a large shard's
         if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):  # those are webdataset's own
+            left -= member.size
+            if left < 0:  # a compressed one: what an uncompressed one claims to have beyond its end is not there
+                raise PituneError(f"{file}: refused, it unpacks to more than {most >> 20} MiB")
             stream = shard.extractfile(member)
             content = stream.read() if stream else b""
-            yield {"fname": member.name, "data": _Member(content, member.offset_data), "__url__": name}
+            yield {"fname": member.name, "data": _Member(content, member.offset_data), "__url__": str(file)}
 
 
 def _shard_picture(sample: Mapping[str, Any], extensions: str, file: Path) -> Picture | bytes | None:

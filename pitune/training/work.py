@@ -31,6 +31,8 @@ class ExpertTraining:
     def train(self, pack: Pack, seat: Seat) -> dict[str, str]:
         """Train ``pack`` and commit, on rank 0, every expert that has come out well.
 
+        A worker that died between a commit and the word of it has left nothing to do: what is there stays.
+
         Returns:
             The error of each expert whose loss was not a number, by its artifact; but for trials, which may fail.
 
@@ -38,6 +40,8 @@ class ExpertTraining:
             OutOfMemory: it does not fit; nothing is committed, and the backbone may not be as it was.
         """
         began = time.perf_counter()
+        if all(map(self._is_there, pack.jobs)):
+            return {}
         try:
             outcomes = self._trained(pack, seat)
         except Exception as error:
@@ -50,10 +54,13 @@ class ExpertTraining:
         if seat.rank == 0:
             seconds = (time.perf_counter() - began) / len(pack.jobs)
             for job, outcome in zip(pack.jobs, outcomes, strict=True):
-                if outcome.error is None or job.may_fail:
+                if (outcome.error is None or job.may_fail) and not self._is_there(job):
                     self._commit(pack, job, outcome, seconds)
         pairs = [pair for pair in zip(pack.jobs, outcomes, strict=True) if not pair[0].may_fail]
         return {job.artifacts[0]: outcome.error for job, outcome in pairs if outcome.error is not None}
+
+    def _is_there(self, job: ExpertJob) -> bool:
+        return self.materials.store.is_current(job.artifacts[0], job.fingerprint)
 
     def _trained(self, pack: Pack, seat: Seat) -> list[Trained]:
         return PackTraining(

@@ -236,6 +236,11 @@ def test_the_environment_goes_before_pip_conf(tmp_path: Path, monkeypatch: pytes
     assert pip_settings()["index-url"] == "file:///e"
 
 
+def test_who_asks_is_not_said(tmp_path: Path, cache: Path) -> None:
+    text = refusal("s3://me:secret@bucket/a.csv")
+    assert text.startswith("s3://bucket/a.csv: no such file or folder")
+
+
 def test_no_network_is_one_line(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://user:secret@127.0.0.1:9/simple")
     text = refusal("pypi:toy==1.0")

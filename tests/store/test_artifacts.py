@@ -137,15 +137,63 @@ def test_problems_name_a_flipped_byte_and_a_missing_file(store: Store) -> None:
     assert problems[0].startswith("experts/x/b.bin: sha256 ") and problems[1] == "experts/y/a.txt: missing"
 
 
+MANIFEST: Any = {"artifact": "experts/x", "fingerprint": "mark", "files": {"a.txt": {"sha256": "0" * 64, "bytes": 1}}}
+
+
+def described(name: str, **file: object) -> dict[str, Any]:
+    return MANIFEST | {"files": {name: MANIFEST["files"]["a.txt"] | file}}
+
+
 @pytest.mark.parametrize(
-    "content", ["{", "[]", "{}", '{"fingerprint": "x"}', '{"fingerprint": "x", "files": {"a.txt": 1}}', "\xff"]
+    ("content", "says"),
+    [
+        ("{", "is not JSON"),
+        ("\xff", "is not JSON"),
+        ('{"a": ' + "[" * 100_000, "is not JSON"),
+        ("[]", "is no manifest"),
+        ("{}", "is no manifest"),
+        (json.dumps(MANIFEST | {"fingerprint": 1}), "is no manifest"),
+        (json.dumps(MANIFEST | {"files": []}), "is no manifest"),
+        (json.dumps(MANIFEST | {"artifact": "experts/y"}), "is the manifest of 'experts/y'"),
+        (json.dumps(MANIFEST | {"files": {"a.txt": 1}}), "as no manifest does"),
+        (json.dumps(described("a.txt", bytes="1")), "as no manifest does"),
+        (json.dumps(described("a.txt", sha256=5)), "as no manifest does"),
+        (json.dumps(described("")), "as no manifest does"),
+        (json.dumps(described("a\0b")), "as no manifest does"),
+        (json.dumps(described("../y/a.txt")), "as no manifest does"),
+        (json.dumps(described("/etc/passwd")), "as no manifest does"),
+        (json.dumps(MANIFEST | {"checksum": "0" * 64}), "its checksum is another"),
+    ],
 )
-def test_a_spoilt_manifest_is_one_line(store: Store, content: str) -> None:
+def test_a_damaged_manifest_says_nothing_is_told_and_replaced(store: Store, content: str, says: str) -> None:
     store.commit("experts/x", FILES, "mark")
+    store.commit("experts/y", FILES, "mark")
     (Path(store.root) / "experts" / "x" / "manifest.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(PituneError) as error:
-        store.is_current("experts/x", "mark")
-    assert "experts/x/manifest.json" in one_line(error)
+    assert not store.is_current("experts/x", "mark") and list(store.catalogue()) == ["experts/y"]
+    (problem,) = store.problems()
+    assert problem.startswith("experts/x/manifest.json: ") and says in problem and problem.isprintable()
+    store.discard("experts/x")
+    store.commit("experts/x", FILES, "mark")
+    assert list(store.catalogue()) == ["experts/x", "experts/y"] and not list(store.problems())
+
+
+def test_what_a_manifest_names_outside_its_artifact_is_not_deleted(store: Store, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    store.commit("experts/x", FILES, "mark")
+    text = json.dumps(described("../" * len(Path(store.root, "experts/x").parts) + str(precious)))
+    (Path(store.root) / "experts" / "x" / "manifest.json").write_text(text)
+    store.discard("experts/x")
+    store.commit("experts/x", FILES, "mark")
+    assert precious.read_text() == "mine"
+
+
+def test_a_manifest_without_a_checksum_is_read(store: Store) -> None:
+    """As older studies have it."""
+    manifest = store.commit("experts/x", FILES, "mark")
+    del manifest["checksum"]
+    (Path(store.root) / "experts" / "x" / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    assert store.manifest("experts/x") == manifest and not list(store.problems())
 
 
 def test_a_file_that_only_ends_like_a_manifest_is_none(store: Store) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from pitune.errors import PituneError
 from pitune.store import Store
 
 FILES = {"a.txt": b"first", "b.bin": b"second"}
@@ -87,10 +86,9 @@ def test_a_manifest_that_was_looked_up_can_be_changed_without_harm(store: Store)
     assert catalogue["experts/a@4#0"]["inputs"] == {"task": "a@4#0"}
 
 
-def test_a_spoilt_manifest_is_one_line(store: Store) -> None:
+def test_what_has_a_damaged_manifest_is_not_finished(store: Store) -> None:
     Path(store.root, "experts", "a@4#0", "manifest.json").write_text("{")
-    with pytest.raises(PituneError, match=r"experts/a@4#0/manifest.json: is not JSON .*delete it and run again$"):
-        store.catalogue()
+    assert "experts/a@4#0" not in store.catalogue()
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])

@@ -58,3 +58,19 @@ def test_two_workers_that_share_out_the_backbone_train_like_one(ray_session: Non
     for target in shared.config.targets:
         ours, theirs = (flat(plan.materials.expert(f"experts/{target}")) for plan in (shared, alone))
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_what_was_committed_is_not_trained_or_committed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker may die between a commit and the word of it; whoever takes the pack then finds it."""
+    plan = Plan.of(load_config(make_study(tmp_path)))
+    jobs = [node.job for node in plan.nodes.values() if isinstance(node.job, ExpertJob)]
+    (pack,) = make_packs([job for job in jobs if job.name in ("alpha@2#0", "beta@2#1")], plan.config.training)
+    work, store = ExpertTraining(plan.materials, plan.config.training), plan.store
+    assert work.train(pack, Alone()) == {}
+    first, second = ((artifact, store.manifest(artifact)) for artifact in (job.artifacts[0] for job in pack.jobs))
+    store.discard(first[0])
+    assert work.train(pack, Alone()) == {}
+    again, kept = store.manifest(first[0]), store.manifest(second[0])
+    assert kept == second[1] and again is not None and first[1] is not None and again["files"] == first[1]["files"]
+    monkeypatch.setattr(work, "_trained", lambda *_: pytest.fail("it was trained again"))
+    assert work.train(pack, Alone()) == {}
