@@ -5,6 +5,8 @@ Workers are started after their controller, whose own start is thus part of ever
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -12,6 +14,8 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 from ray.train.v2._internal.execution.controller.state import ReschedulingState
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.exceptions import PreemptionError
+
+ANSWER_SECONDS = 2.0
 
 
 class Registration(ControllerCallback, WorkerGroupCallback):
@@ -40,7 +44,7 @@ class Registration(ControllerCallback, WorkerGroupCallback):
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Ray Train calls this in the controller, for every group of workers that it starts, before they begin.
 
-        Only now is it known what the group before died of: its survivors saw closed connections first.
+        What the group before died of is looked for now: its survivors saw closed connections first.
         """
         self._tell_of_preemption()
         self._machines = {worker.metadata.node_id for worker in worker_group.get_workers()}
@@ -58,14 +62,26 @@ class Registration(ControllerCallback, WorkerGroupCallback):
 
     def _tell_of_preemption(self) -> None:
         """Tell the queue, once, where a machine of the last workers is gone, or is going as Ray had warned."""
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        if self._warned or self._machines - alive:
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        there = {node["NodeID"] for node in nodes if node["NodeID"] in self._machines and _is_there(node)}
+        if self._warned or self._machines - there:
             ray.get(self._queue.preempted.remote(self._gang))
         self._machines, self._warned = set(), False
 
     def _tell(self) -> None:
         if self._controller is not None:
             self._queue.register.remote(self._gang, self._controller, self._room)
+
+
+def _is_there(node: Mapping[str, Any]) -> bool:
+    """Say whether a machine lives and its raylet answers: Ray counts one as alive for a while after its end."""
+    if not node["Alive"]:
+        return False
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 class FixedSize(FixedScalingPolicy):

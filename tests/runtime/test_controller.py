@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -26,9 +27,8 @@ class Gang:
         self.alive = {"one", "two"}
         self.told: list[str] = []
         monkeypatch.setattr(controller.ray, "get", lambda found: found)
-        monkeypatch.setattr(
-            controller.ray, "nodes", lambda: [{"NodeID": one, "Alive": one in self.alive} for one in ("one", "two")]
-        )
+        monkeypatch.setattr(controller.ray, "nodes", lambda: [{"NodeID": one} for one in ("one", "two", "other")])
+        monkeypatch.setattr(controller, "_is_there", lambda node: node["NodeID"] in self.alive)
         queue: Any = SimpleNamespace(
             **{name: SimpleNamespace(remote=lambda *given, name=name: self.told.append(name)) for name in NAMES}
         )
@@ -69,6 +69,13 @@ def test_a_machine_that_is_gone_by_the_next_start_is_told_of_once(gang: Gang) ->
     gang.comes_to(DIED)
     gang.starts_on(["two"])
     assert gang.told == ["preempted"]
+
+
+def test_a_machine_that_does_not_answer_is_gone_whatever_ray_says() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as raylet:
+        node = {"Alive": True, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": raylet.getsockname()[1]}
+        assert controller._is_there(node) and not controller._is_there(node | {"Alive": False})
+    assert not controller._is_there(node)
 
 
 def test_a_machine_that_goes_as_was_warned_of_is_told_of_while_it_lives(gang: Gang) -> None:
