@@ -24,8 +24,8 @@ from torch import nn
 
 from pitune.runtime.cluster import connect
 from pitune.runtime.gangs import run_packs
-from pitune.runtime.queue import Snapshot
 from pitune.runtime.settings import RuntimeSettings
+from pitune.runtime.snapshot import Snapshot
 from pitune.runtime.worker import GangSeat
 
 PACKS, KILLS_OF_EACH = 10, 2

@@ -42,7 +42,8 @@ from pitune.plan import Plan
 from pitune.plan.comparing import GRAPH
 from pitune.plan.plan import materials_of
 from pitune.runtime.gangs import GangLane
-from pitune.runtime.queue import WAIT, Parcel, Queue, Snapshot
+from pitune.runtime.queue import WAIT, Parcel, Queue
+from pitune.runtime.snapshot import Snapshot
 from pitune.runtime.worker import IDLE_SECONDS
 from pitune.store import Store
 from pitune.study import make_all

@@ -35,6 +35,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # seconds until a gang's end, or death, is noticed
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # until one without room gives its pack back, and asks again
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker that asked for no GPU sees none
     "RAY_DEDUP_LOGS": "0",
 }

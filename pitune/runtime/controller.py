@@ -5,17 +5,24 @@ Workers are started after their controller, whose own start is thus part of ever
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.state import ReschedulingState
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2.api.exceptions import PreemptionError
+
+ANSWER_SECONDS = 2.0
 
 
 class Registration(ControllerCallback, WorkerGroupCallback):
     """Tells the queue which actor controls a gang, and what room the gang has: handles to stop and to free it by.
 
-    Ray Train itself offers none, and Ray keeps the room of a dead controller for as long as the driver lives.
+    Ray Train itself offers none, and Ray keeps the room of a dead controller for as long as the driver lives. It tells
+    as well whether the gang died with a machine, and has its pack given to others while there is no room for it.
 
     Args:
         queue: the queue's actor.
@@ -26,6 +33,8 @@ class Registration(ControllerCallback, WorkerGroupCallback):
         self._queue, self._gang = queue, gang
         self._controller: Any = None
         self._room: Any = None
+        self._machines: set[str] = set()  # that its workers are, or were last, on
+        self._warned = False
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Ray Train calls this in the controller."""
@@ -33,17 +42,46 @@ class Registration(ControllerCallback, WorkerGroupCallback):
         self._tell()
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Ray Train calls this in the controller, for every group of workers that it starts."""
+        """Ray Train calls this in the controller, for every group of workers that it starts, before they begin.
+
+        What the group before died of is looked for now: its survivors saw closed connections first.
+        """
+        self._tell_of_preemption()
+        self._machines = {worker.metadata.node_id for worker in worker_group.get_workers()}
         self._room = worker_group.get_worker_group_state().placement_group_handle.placement_group
         self._tell()
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Tell again whenever the gang's state changes: a queue that has started again has forgotten."""
+        self._warned |= isinstance(getattr(current_state, "training_failed_error", None), PreemptionError)
+        if isinstance(current_state, ReschedulingState):  # its workers do not start
+            self._tell_of_preemption()
+            self._room = None
+            self._queue.lost.remote(self._gang)
         self._tell()
+
+    def _tell_of_preemption(self) -> None:
+        """Tell the queue, once, where a machine of the last workers is gone, or is going as Ray had warned."""
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        there = {node["NodeID"] for node in nodes if node["NodeID"] in self._machines and _is_there(node)}
+        if self._warned or self._machines - there:
+            ray.get(self._queue.preempted.remote(self._gang))
+        self._machines, self._warned = set(), False
 
     def _tell(self) -> None:
         if self._controller is not None:
             self._queue.register.remote(self._gang, self._controller, self._room)
+
+
+def _is_there(node: Mapping[str, Any]) -> bool:
+    """Say whether a machine lives and its raylet answers: Ray counts one as alive for a while after its end."""
+    if not node["Alive"]:
+        return False
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 class FixedSize(FixedScalingPolicy):

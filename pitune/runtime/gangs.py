@@ -1,15 +1,16 @@
 """Gangs: long-lived groups of Ray Train workers that claim packs one after another.
 
 One set of them serves everything that a run trains. They start with the run, so that their imports and the opening of
-the backbone overlap with the driver's planning, wait for packs, and end when the lane does. Each gang is one
-``TorchTrainer`` that a thread of the driver waits for; what its workers do is in :mod:`pitune.runtime.worker`.
+the backbone overlap with the driver's planning, wait for packs, and end when the lane does. More of them join where
+machines do; one whose machine is gone gives its pack back and waits for room. What one gang is, is in
+:mod:`pitune.runtime.gang`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import threading
+import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -17,28 +18,22 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, Self
 
 import ray
-import ray.train
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
-from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pitune.errors import one_line
 from pitune.runtime.cluster import NAMESPACE
-from pitune.runtime.controller import FixedSize, Registration
+from pitune.runtime.gang import Gang, trainer
 from pitune.runtime.lane import N, name_of
-from pitune.runtime.queue import TRIES, Named, PackQueue, Parcel, Snapshot
-from pitune.runtime.room import check_room, gang_count
-from pitune.runtime.settings import SHARE, RuntimeSettings
-from pitune.runtime.signing import Key, key_of
-from pitune.runtime.worker import PackWork, work_through
+from pitune.runtime.queue import TRIES, Named, PackQueue, Parcel
+from pitune.runtime.room import check_room, gang_count, has_room
+from pitune.runtime.settings import RuntimeSettings
+from pitune.runtime.signing import key_of
+from pitune.runtime.snapshot import Snapshot
+from pitune.runtime.worker import PackWork
 from pitune.store import Job
 
-UNUSED = (DatasetsCallback, PlacementGroupCleanerCallback)
-"""They start actors: one serves Ray Data's sets, one frees the room of a dead controller, as the driver does here."""
 POLL_SECONDS = 0.25
+LOOK_SECONDS = 5.0
+"""Between looks at whether the cluster has room for one more gang."""
 END_SECONDS = 10
 """How long gangs have to end by themselves when nothing is left for them."""
 STOP_SECONDS = 30
@@ -82,8 +77,12 @@ class Gangs:
         self._closed = False
         self._last: Snapshot | None = None
         self._controllers: dict[str, Any] = {}
-        new = functools.partial(_trainer, self._queue, work, settings, storage, key_of(storage))
-        self._gangs = [_Gang(f"gang{index}", self._queue, new) for index in range(gang_count(settings, most))]
+        self._settings, self._most = settings, min(settings.gangs or math.inf, most or math.inf)
+        self._new = functools.partial(trainer, self._queue, work, settings, storage, key_of(storage))
+        self._gangs: list[Gang] = []
+        self._looked = time.monotonic()
+        for _ in range(gang_count(settings, most)):
+            self._start()
 
     def add(self, packs: Sequence[Any]) -> None:
         """Queue more packs; returns at once."""
@@ -112,6 +111,7 @@ class Gangs:
                 self._packs |= {part.name: part for part in parts}
         self._last = found
         self._controllers.update(found.controllers)
+        self._grow(found)
         return found
 
     def are_alive(self) -> bool:
@@ -144,6 +144,24 @@ class Gangs:
                 time.sleep(0.1)
         ray.kill(self._queue)
 
+    def _start(self) -> None:
+        """Start one more gang."""
+        self._gangs.append(Gang(f"gang{len(self._gangs)}", self._queue, self._new))
+
+    def _grow(self, found: Snapshot) -> None:
+        """Now and then, start one more gang where packs wait and a machine has room for it.
+
+        What a gang broke down by may lie with its machine: after as many of them as a pack has tries, none is added.
+        """
+        now = time.monotonic()
+        if not found.waiting or now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        alive = sum(gang.is_alive() for gang in self._gangs)
+        broken = sum(not gang.is_alive() and bool(gang.error or gang.name in found.errors) for gang in self._gangs)
+        if 0 < alive < self._most and broken < TRIES and has_room(self._settings, alive):
+            self._start()
+
     def _filled(self, last: Snapshot) -> Snapshot:
         """Fill a queue that has started again with all that is not known to be finished, and who works on it."""
         ended = last.done | last.failed
@@ -154,70 +172,6 @@ class Gangs:
             ray.get(self._queue.close.remote())
         found: Snapshot = ray.get(self._queue.snapshot.remote())
         return found
-
-
-class _Gang:
-    """One gang, as the driver sees it: a thread that waits for its trainer."""
-
-    def __init__(self, name: str, queue: Any, new: Callable[[str], TorchTrainer]) -> None:
-        self.name = name
-        self.error = ""
-        self.stopped = False
-        self._queue = queue
-        self._new = new
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self.is_alive = self._thread.is_alive
-        self._thread.start()
-
-    def _run(self) -> None:
-        """Wait for the gang's end, whichever it is; where its controller has died, start another."""
-        for _ in range(TRIES):
-            try:
-                self._new(self.name).fit()
-                break
-            except Exception as error:  # whatever it is, it ends this gang and no other
-                self.error = one_line(error)
-            self._free()
-            if self.stopped:
-                return
-        self._free()
-
-    def _free(self) -> None:
-        """Give back the gang's pack and its room."""
-        with contextlib.suppress(ray.exceptions.RayError):
-            room = ray.get(self._queue.lost.remote(self.name))
-            if room is not None:
-                remove_placement_group(room)
-
-
-class _GangTrainer(TorchTrainer):
-    """A trainer whose controller starts no actor that gangs have no use for: each of them imports for two seconds."""
-
-    def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        scaling: Any = self.scaling_config
-        parts["scaling_policy"] = FixedSize(scaling)
-        parts["callbacks"] = [one for one in parts["callbacks"] if not isinstance(one, UNUSED)]
-        return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
-
-
-def _trainer(queue: Any, work: Any, settings: RuntimeSettings, storage: str, key: Key, name: str) -> TorchTrainer:
-    """Return the trainer that is one gang."""
-    resources = {"CPU": SHARE * settings.cpus_per_worker}
-    if settings.gpus_per_worker:
-        resources["GPU"] = SHARE * settings.gpus_per_worker
-    run: Any = RunConfig(
-        name=name,
-        storage_path=storage,
-        failure_config=FailureConfig(max_failures=-1),  # the queue counts, and lets no gang start for ever
-        checkpoint_config=CheckpointConfig(num_to_keep=1),
-        logging_config=LoggingConfig("ERROR"),
-    )
-    run.callbacks.append(Registration(queue, name))
-    scaling = ray.train.ScalingConfig(
-        num_workers=settings.workers, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources
-    )
-    config = {"queue": queue, "gang": name, "work": work, "threads": settings.cpus_per_worker, "key": key}
-    return _GangTrainer(work_through, train_loop_config=config, scaling_config=scaling, run_config=run)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from pitune.store.artifacts import LOG
 PACKS = Gauge("pitune_packs", "packs in the queue now, by state: waiting, running", ("state",))
 FINISHED = Counter("pitune_packs_finished", "packs that have ended, by how: done, failed", ("how",))
 RETRIES = Counter("pitune_pack_retries", "packs that wait again, for the gang that had them died")
+PREEMPTIONS = Counter("pitune_preemptions", "machines that were taken away from a gang, which do not count as deaths")
 ROWS = Counter("pitune_rows_trained", "rows that experts were trained on")
 BYTES = Counter("pitune_committed_bytes", "bytes of the files of committed artifacts")
 

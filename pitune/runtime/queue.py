@@ -17,11 +17,14 @@ import ray
 from ray import cloudpickle
 
 from pitune.runtime import metrics
+from pitune.runtime.snapshot import Running, Snapshot
 
 Wait = Literal["wait"]
 WAIT: Wait = "wait"
 TRIES = 3
 """How often a pack is begun, and a gang started, without getting any further, before its deaths are a failure."""
+PREEMPTIONS = 100
+"""How many deaths with a machine count against neither a pack nor a gang: none goes on for ever."""
 
 
 class Named(Protocol):
@@ -53,46 +56,12 @@ class Parcel:
         return cloudpickle.loads(self.content)
 
 
-@dataclass(frozen=True)
-class Running:
-    """A pack that a gang works on."""
-
-    pack: str
-    gang: str
-    step: int
-    steps: int
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The queue at one moment.
-
-    Attributes:
-        life: tells one life of the actor from the next, which has forgotten everything.
-        total: packs in all.
-        waiting: packs that nobody has begun, or whose gang died.
-        done: the errors of the members of each pack that is finished, by their names.
-        failed: each failed pack's error, in one line.
-        running: what the gangs work on.
-        errors: each gang's error that came from no pack (the backbone does not load).
-        controllers: the handle of the actor that runs each gang.
-        split: by the name of each pack that did not fit into memory, those that have taken its place.
-    """
-
-    life: str
-    total: int
-    waiting: int
-    done: dict[str, dict[str, str]]
-    failed: dict[str, str]
-    running: tuple[Running, ...]
-    errors: dict[str, str]
-    controllers: dict[str, Any]
-    split: dict[str, Sequence[Any]]
-
-
 @dataclass
 class _Entry(Generic[P]):
-    """One pack; its state is where the queue keeps it. ``furthest`` is the step that it has ever reached."""
+    """One pack; its state is where the queue keeps it.
+
+    ``furthest`` is the step that it has ever reached, ``preempted`` how many of its tries do not count.
+    """
 
     pack: P
     turn: int
@@ -101,13 +70,18 @@ class _Entry(Generic[P]):
     step: int = 0
     steps: int = 0
     furthest: int = 0
+    preempted: int = 0
 
 
 @dataclass
 class _Crew:
-    """What is known of a gang: its starts since it got any further, why it must not start again, its last error."""
+    """What is known of a gang: its starts since it got any further, why it must not start again, its last error.
+
+    ``preempted`` is how many of its starts do not count.
+    """
 
     starts: int = 0
+    preempted: int = 0
     error: str = ""
     last: str = ""
     controller: Any = None
@@ -276,6 +250,18 @@ class Queue(Generic[P]):
             self._end(entry, starts=0)  # its workers start again after it
             self._split[pack] = parts
             self.add(parts)
+
+    def preempted(self, gang: str) -> None:
+        """Note that ``gang`` died with a machine: that counts neither against its pack nor against itself.
+
+        It is told before the gang starts again or is :meth:`lost`.
+        """
+        metrics.PREEMPTIONS.inc()
+        crew, entry = self._crew(gang), self._leased.get(gang)
+        if crew.preempted < PREEMPTIONS:
+            crew.preempted, crew.starts, crew.last = crew.preempted + 1, max(crew.starts - 1, 0), ""
+        if entry is not None and entry.preempted < PREEMPTIONS:
+            entry.preempted, entry.tries = entry.preempted + 1, entry.tries - 1
 
     def lost(self, gang: str) -> Any:
         """Note that ``gang`` is gone: its pack waits again, or has failed if it was tried often enough.

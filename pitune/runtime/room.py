@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import ray
 
 from pitune.errors import PituneError
-from pitune.runtime.settings import RuntimeSettings
+from pitune.runtime.settings import SHARE, RuntimeSettings
 
 Machine = Mapping[str, float]  # amounts by resource: CPU, GPU
 
@@ -61,9 +61,37 @@ def gang_count(settings: RuntimeSettings, most: int | None = None) -> int:
         settings: how large a gang is, and how many are wanted.
         most: no more than this are of use.
     """
-    free = list(ray._private.state.available_resources_per_node().values())  # type: ignore[no-untyped-call]
-    count = settings.gangs or max(1, seats(free, needs(settings)) // settings.workers)
+    count = settings.gangs or max(1, seats(_free(), needs(settings)) // settings.workers)
     return count if most is None else max(1, min(count, most))
+
+
+def has_room(
+    settings: RuntimeSettings,
+    gangs: int,
+    machines: Sequence[Machine] | None = None,
+    free: Sequence[Machine] | None = None,
+) -> bool:
+    """Say whether there is room for one more gang.
+
+    It must be there beside all gangs by what the machines have, for what tasks leave free beside a gang is no room for
+    another; and by what is free, for others may use the cluster.
+
+    Args:
+        settings: how large a gang is.
+        gangs: how many there are, with those that wait for room.
+        machines: what each machine has; None: those of the connected Ray.
+        free: what is free of it; None: as the connected Ray says.
+    """
+    machines = there() if machines is None else machines
+    free = _free() if free is None else free
+    each = needs(settings)
+    share = {kind: SHARE * amount for kind, amount in each.items()}
+    return seats(machines, each) // settings.workers > gangs and seats(free, share) >= settings.workers
+
+
+def _free() -> list[Machine]:
+    """Return what is free on each living machine of the connected Ray."""
+    return list(ray._private.state.available_resources_per_node().values())  # type: ignore[no-untyped-call]
 
 
 def _listed(machines: Sequence[Machine]) -> str:

@@ -16,10 +16,11 @@ from toygangs import Pack, settings, storage, work
 from toylanes import Node, wait_for
 
 from pitune.errors import OutOfMemory, PituneError
-from pitune.runtime import worker
+from pitune.runtime import gangs, worker
 from pitune.runtime.gangs import GangLane, Gangs
 from pitune.runtime.lane import name_of
 from pitune.runtime.queue import Parcel, Queue
+from pitune.runtime.settings import RuntimeSettings
 from pitune.runtime.worker import is_packs_fault
 from pitune.store import Job
 
@@ -83,6 +84,47 @@ class Called:
 
     def __getattr__(self, name: str) -> Any:
         return SimpleNamespace(remote=getattr(self.queue, name))
+
+
+def test_gangs_join_one_by_one_where_there_is_room_and_packs_wait(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without Ray: gangs that do nothing, on a cluster that is told to have room for so many."""
+    queue = Queue[Parcel]()
+    room = 2
+    monkeypatch.setattr(gangs, "check_room", lambda settings: None)
+    monkeypatch.setattr(gangs, "gang_count", lambda settings, most: 1)
+    monkeypatch.setattr(gangs, "has_room", lambda settings, count: count < room)
+    monkeypatch.setattr(gangs, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(gangs, "key_of", lambda storage: b"")
+    monkeypatch.setattr(gangs, "PackQueue", SimpleNamespace(options=lambda **options: options_of(queue)))
+    monkeypatch.setattr(gangs.ray, "get", lambda found: found)
+    monkeypatch.setattr(gangs.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "0" * 56))
+    monkeypatch.setattr(gangs, "Gang", lambda name, queue, new: SimpleNamespace(name=name, error="", is_alive=bool))
+    made = Gangs(Any, RuntimeSettings(), "nowhere", most=4)
+    alive = made._gangs
+
+    def look() -> int:
+        for gang in made._gangs:
+            gang.is_alive = lambda gang=gang: gang in alive  # type: ignore[assignment, misc]
+        made.snapshot()
+        return len(made._gangs)
+
+    assert look() == 1  # no pack waits
+    made.add([Pack(f"p{index}") for index in range(9)])
+    assert [look(), look()] == [2, 2]  # as many as there is room for
+    room = 9
+    assert [look(), look(), look()] == [3, 4, 4]  # as many as are of use
+    alive = made._gangs[:1]
+    for index in range(1, 4):
+        queue.reject(f"gang{index}", "backbone x: is not there")
+    assert look() == 4  # three have broken down
+    alive = []
+    assert look() == 4 and len(queue.snapshot().failed) == 9
+
+
+def options_of(queue: Queue[Parcel]) -> Any:
+    return SimpleNamespace(remote=lambda: Called(queue))
 
 
 def test_a_lane_follows_a_pack_into_its_halves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,9 @@ from toygangs import Pack, Work, settings, storage, work
 
 from pitune.errors import PituneError
 from pitune.runtime.gangs import run_packs
-from pitune.runtime.queue import Snapshot
 from pitune.runtime.room import check_room
 from pitune.runtime.settings import RuntimeSettings
+from pitune.runtime.snapshot import Snapshot
 from pitune.signals import stoppable
 
 slow = pytest.mark.slow

@@ -58,6 +58,9 @@ def test_the_queue_counts_its_packs_and_their_ends(seen: Seen) -> None:
     packs.claim("b")
     packs.lost("b")
     assert seen[1:] == [("pitune_packs_finished", 1, {"how": "failed"})]
+    seen.clear()
+    packs.preempted("b")
+    assert seen == [("pitune_preemptions", 1, None)]
 
 
 def test_every_worker_counts_its_own_rows(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pitune.runtime.queue import WAIT, Queue
+from pitune.runtime.queue import PREEMPTIONS, WAIT, Queue
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,30 @@ def test_a_gang_that_has_gone_on_does_not_hold_what_it_held_before() -> None:
     packs.add([Pack("p1")], held={"p1": "a"})
     assert packs.claim("b") == Pack("p1")
     assert [(one.pack, one.gang) for one in packs.snapshot().running] == [("p0", "a"), ("p1", "b")]
+
+
+def test_a_machine_that_is_taken_away_counts_against_nobody() -> None:
+    packs = queue(1)
+    for _ in range(20):
+        assert packs.enter("a") and packs.claim("a") == Pack("p0")
+        packs.preempted("a")
+    packs.lost("a")  # there is no room for it any more
+    for _ in range(2):
+        assert packs.enter("b") and packs.claim("b") == Pack("p0")  # two deaths of its own, as ever
+    assert packs.enter("a") and packs.claim("b") is None
+    assert packs.snapshot().failed == {"p0": "its workers died 2 times while training it"}
+
+
+def test_nothing_is_taken_away_for_ever() -> None:
+    packs = queue(1)
+    for _ in range(PREEMPTIONS):
+        assert packs.enter("a") and packs.claim("a") == Pack("p0")
+        packs.preempted("a")
+    for _ in range(2):
+        assert packs.enter("a") and packs.claim("a") == Pack("p0")
+        packs.preempted("a")
+    assert not packs.enter("a")
+    assert packs.snapshot().failed == {"p0": "its workers died 2 times while training it"}
 
 
 class Plain:
