@@ -309,7 +309,9 @@ class Builder:
             "predictions": fingerprint_of({"rows": listed}),
         }
         job = ResultsJob((RESULTS,), inputs, tuple((target, method, node.name) for target, method, node in rows))
-        return self.add(job, "results", "driver", tuple({node.name: None for _, _, node in rows}), 0, write_results)
+        # The experts too, whose manifests say what they took: one may be made again whose predictions are there.
+        needs = tuple({name: None for _, _, node in rows for name in (node.name, *node.needs)})
+        return self.add(job, "results", "driver", needs, 0, write_results)
 
 
 class Sketch(Builder):

@@ -160,17 +160,18 @@ class Store:
     def problems(self) -> Iterator[str]:
         """Yield one line per damaged manifest, and per file that is missing or differs from its manifest."""
         for artifact in filter(None, map(artifact_of, sorted(self._listing()))):
+            path = manifest_path(artifact)
             try:
-                files = parse_manifest(self._place.read(manifest_path(artifact)), artifact)["files"]
-            except ValueError as error:
-                yield f"{manifest_path(artifact)}: {error}"
-                continue
-            for name, expected in files.items():
-                path = file_path(artifact, name)
-                data = self._place.read_if_there(path)
-                wrong = "missing" if data is None else difference(data, expected)
-                if wrong:
-                    yield f"{path}: {wrong}"
+                text = self._place.read_if_there(path)  # one that is just replaced is not there
+                files = {} if text is None else parse_manifest(text, artifact)["files"]
+                for name, expected in files.items():
+                    path = file_path(artifact, name)
+                    data = self._place.read_if_there(path)
+                    wrong = "missing" if data is None else difference(data, expected)
+                    if wrong:
+                        yield f"{path}: {wrong}"
+            except (OSError, ValueError) as error:
+                yield f"{path}: {meaning(error)}"
 
     def _manifest(self, artifact: str) -> tuple[Manifest, bytes] | None:
         """Return the manifest of ``artifact``, and the text that says so; None where it is damaged, or not there."""
