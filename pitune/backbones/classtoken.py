@@ -114,7 +114,8 @@ def _scores(query: Tensor, key: Tensor, named: dict[str, Any]) -> Tensor:
     """Return how well queries meet keys, (rows, heads, queries, keys), float32."""
     scaling = named.get("scaling") or query.shape[-1] ** -0.5
     with torch.autocast(query.device.type, enabled=False):
-        return query.float() @ key.float().transpose(2, 3) * scaling
+        scores: Tensor = query.float() @ key.float().transpose(2, 3) * scaling
+    return scores
 
 
 def _flat(met: Tensor) -> Tensor:
