@@ -30,6 +30,10 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ROWS_AT_ONCE = {"cpu": 64, "cuda": 512}
 """By device: rows of a batch in which nothing is learnt. What more of them write no processor's cache holds."""
+LOOKED_UP_AT_ONCE = 4096
+"""Rows of such a batch that no expert touches."""
+CLASS_TOKENS = 8
+"""How many rows whose class token alone runs, with the tokens beside it, count as one."""
 
 
 class BackboneSettings(Settings, ABC):
@@ -129,6 +133,20 @@ class Backbone(nn.Module, ABC):
     def rows_at_once(self) -> int:
         """How many rows, of all who act together, to run in one batch where nothing is learnt."""
         return ROWS_AT_ONCE.get(self.device.type, ROWS_AT_ONCE["cuda"])
+
+    def scored_at_once(self, experts: int, firsts: Mapping[str, int], conditional: bool) -> int:
+        """Return of how many examples to ask each of so many experts in one batch: they read all candidates for each.
+
+        Args:
+            experts: how many act together.
+            firsts: the lowest layer with an expert, by tower.
+            conditional: whether they read candidates beside each example anew.
+        """
+        first = firsts.get(self.examples_tower)
+        most = self.rows_at_once * CLASS_TOKENS if first == CLASS_TOKEN else self.rows_at_once
+        if first is None and not conditional:
+            most = LOOKED_UP_AT_ONCE
+        return max(1, most // experts)
 
     @property
     def is_fp16(self) -> bool:

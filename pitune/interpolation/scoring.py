@@ -38,7 +38,7 @@ def answers(
     copies = max(1, len(experts))
     said, scores = ([[None] * len(rows) for _ in range(copies)] for _ in range(2))
     order = rows.by_cost()
-    each = max(1, backbone.rows_at_once // copies)
+    each = backbone.scored_at_once(copies, firsts, acting.conditional)
     for start in range(0, len(order), each):
         chosen = order[start : start + each]
         batch = objective.collate(backbone, firsts, [rows.take(chosen)] * copies)

@@ -83,7 +83,7 @@ def validate_all(setting: Setting, acting: Acting, count: int, rows: Rows) -> li
         rows: the same for all.
     """
     losses, hits = torch.zeros(2, count, dtype=torch.float64)
-    each = max(1, setting.backbone.rows_at_once // count)
+    each = setting.backbone.scored_at_once(count, setting.firsts, acting.conditional)
     for begin in range(0, len(rows), each):
         groups = [rows.take(range(begin, min(begin + each, len(rows))))] * count
         found = setting.objective.answers(setting.backbone, acting, setting.batch(groups))

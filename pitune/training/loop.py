@@ -215,7 +215,7 @@ class PackTraining:
         start = 0
         while start < max(sizes):
             which = [index for index, size in enumerate(sizes) if size > start]
-            each = max(1, self.backbone.rows_at_once // len(which))
+            each = self.backbone.scored_at_once(len(which), self.firsts, self.model.bank.conditional)
             stop = min(start + each, *(sizes[index] for index in which))
             groups = [self.members[index].validation.take(orders[index][start:stop]) for index in which]
             batch = self.objective.collate(self.backbone, self.firsts, groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import BertTokenizerFast
 from pitune.backbones import cache
 from pitune.backbones.dual import MODELS, DualBackbone, DualSettings
 from pitune.errors import PituneError
-from pitune.experts import Lora
+from pitune.experts import Lora, TextPrompt
 from pitune.interpolation.scoring import answers
 from pitune.objectives import Match, Rows
 from pitune.tasks.task import Example
@@ -125,3 +126,24 @@ def test_what_is_no_dual_encoder_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(PituneError, match=r"uri: somewhere is not a dual encoder") as error:
         settings.open(folder)
     assert "\n" not in str(error.value)
+
+
+def test_candidates_that_experts_act_on_are_read_once_for_all_that_is_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An expert on the texts alone leaves pictures as they are; more of them than run at once are one batch."""
+    backbone, task = open_dual(save_dual(tmp_path / "clip", "clip")), make_pictures(tmp_path)
+    kind, test = TextPrompt(tokens=2), task.splits["test"]
+    expert = kind.start(backbone)
+
+    def asked(examples: Sequence[Example]) -> list[object]:
+        return answers(backbone, kind, Match(), [expert], Rows(backbone, Match(), [(task, examples, 1.0)]))[0][0]
+
+    one_by_one = [asked([example])[0] for example in test]
+    read: list[str] = []
+    embed = DualBackbone.embed
+    monkeypatch.setattr(DualBackbone, "embed", lambda self, given: (read.append(given.tower), embed(self, given))[1])
+    monkeypatch.setattr(DualBackbone, "rows_at_once", 2)
+    cache.CACHE.clear()
+    assert asked(test) == one_by_one
+    assert read.count("text") == 1 and read.count("image") > 1
