@@ -67,7 +67,8 @@ def test_nearest_is_a_look_up(plan: Plan) -> None:
     for target, source in zip(TARGETS, ("beta@full#0", "alpha@full#0"), strict=True):
         row = rows[target, "nearest"]
         assert row["prediction"] == f"predictions/{target}/transfer/{source}.parquet"
-        scored = [one for one in plan.nodes.values() if f"transfer/{target}/{source}" in one.needs]
+        needed = [one for one in plan.nodes.values() if f"transfer/{target}/{source}" in one.needs]
+        scored = [one for one in needed if one.stage == "predictions"]
         assert [one.name for one in scored] == [row["prediction"]]
         pairs = plan.store.table(TRANSFER).to_pylist()
         (pair,) = (one for one in pairs if (one["slice"], one["source"]) == (target, source))
