@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 from ray.cluster_utils import Cluster
@@ -108,7 +109,9 @@ class Nodes:
         """Start a node, the first one as the head; Ray gives one half a minute, which is little on a busy machine."""
         for attempt in range(STARTS):
             try:
-                return self.cluster.add_node(num_cpus=1, include_dashboard=False)
+                # Ray sets a signal's handler here, which only the main thread may.
+                with mock.patch("ray._private.utils.set_sigterm_handler"):
+                    return self.cluster.add_node(num_cpus=1, include_dashboard=False)
             except Exception:  # Ray raises just that
                 if attempt == STARTS - 1:
                     raise
