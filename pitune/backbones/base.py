@@ -143,9 +143,12 @@ class Backbone(nn.Module, ABC):
             conditional: whether they read candidates beside each example anew.
         """
         first = firsts.get(self.examples_tower)
-        most = self.rows_at_once * CLASS_TOKENS if first == CLASS_TOKEN else self.rows_at_once
         if first is None and not conditional:
             most = LOOKED_UP_AT_ONCE
+        elif first == CLASS_TOKEN:
+            most = self.rows_at_once * CLASS_TOKENS
+        else:
+            most = self.rows_at_once
         return max(1, most // experts)
 
     @property
@@ -179,13 +182,13 @@ class Backbone(nn.Module, ABC):
         ``CLASS_TOKEN`` in place of the last, where no more than its class token has to run.
         """
         found: dict[str, int] = {}
-        for site in map(self.locate, paths):
-            if site is not None:
-                layer = max(0, site.layer)  # what is read by the embeddings is read by the lowest layer
-                found[site.tower] = min(layer, found.get(site.tower, layer))
+        sites = [site for site in map(self.locate, paths) if site is not None]
+        for site in sites:
+            layer = max(0, site.layer)  # what is read by the embeddings is read by the lowest layer
+            found[site.tower] = min(layer, found.get(site.tower, layer))
         for name in self._alone:
             last = f"{self.towers[name].stack}.{self.towers[name].depth - 1}"
-            if last in paths and [path for path in paths if path.startswith(self.towers[name].root)] == [last]:
+            if [site.path for site in sites if site.tower == name] == [last]:
                 found[name] = CLASS_TOKEN
         return found
 
@@ -308,12 +311,14 @@ class Backbone(nn.Module, ABC):
     def try_class_token(self, row: Encoded) -> None:
         """Find out whether a row's tower pools its first token and nothing else; for towers that mask nothing."""
         layers = self.layers(row.tower)
+        if len(layers) == 1 or not classtoken.is_known(layers[-1]):
+            return
         inputs = Inputs(row.tower, self._placed(self.collate([row])))
         whole = self(inputs)
         with classtoken.blanked(layers[-1]):
-            pools = torch.equal(self(inputs), whole)
-        if len(layers) > 1 and pools and classtoken.is_known(layers[-1]):
-            states = self._below(inputs, CLASS_TOKEN)
-            found = self(Inputs(row.tower, inputs.tensors, CLASS_TOKEN, states))
-            if torch.allclose(found, whole, atol=1e-4 + 4 * torch.finfo(self._dtype).eps):  # it attends as most do
-                self._alone[row.tower] = states.shape[-1]
+            if not torch.equal(self(inputs), whole):
+                return
+        states = self._below(inputs, CLASS_TOKEN)
+        found = self(Inputs(row.tower, inputs.tensors, CLASS_TOKEN, states))
+        if torch.allclose(found, whole, atol=1e-4 + 4 * torch.finfo(self._dtype).eps):  # it attends as most do
+            self._alone[row.tower] = states.shape[-1]

@@ -42,7 +42,8 @@ def noting(layers: nn.ModuleList) -> Iterator[list[Tensor]]:
         scores = _scores(query[:, :, :1], key, named)
         with torch.autocast(query.device.type, enabled=False):
             met = torch.softmax(scores, -1) @ value.float()
-        found.append(torch.cat([bare.entered, _flat(met), scores.logsumexp(-1).transpose(1, 2)], -1))
+        side_by_side = met.transpose(1, 2).flatten(2)  # of all heads, (rows, 1, heads · head width)
+        found.append(torch.cat([bare.entered, side_by_side, scores.logsumexp(-1).transpose(1, 2)], -1))
         return torch.zeros_like(query).transpose(1, 2), None  # nobody reads on
 
     handle = attends_by(_attention(layers[-1]), attend)
@@ -116,11 +117,6 @@ def _scores(query: Tensor, key: Tensor, named: dict[str, Any]) -> Tensor:
     with torch.autocast(query.device.type, enabled=False):
         scores: Tensor = query.float() @ key.float().transpose(2, 3) * scaling
     return scores
-
-
-def _flat(met: Tensor) -> Tensor:
-    """Put heads side by side: (rows, heads, 1, head width) becomes (rows, 1, heads · head width)."""
-    return met.transpose(1, 2).flatten(2)
 
 
 def is_known(layer: nn.Module) -> bool:
