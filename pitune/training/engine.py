@@ -126,7 +126,7 @@ class Engine:
         self._engine: Any = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            config=_deepspeed_config(settings, sum(p.numel() for p in self._trainable.values())),
+            config=_deepspeed_config(settings, sum(p.numel() for p in self._trainable.values()), self._device),
             dist_init_required=False,
         )[0]
 
@@ -281,8 +281,12 @@ def _forget_modules() -> None:
     inspect.getclosurevars(cached).nonlocals["func"].cache_clear()  # a cache inside a decorator
 
 
-def _deepspeed_config(settings: EngineSettings, trainable: int) -> dict[str, Any]:
-    """Return DeepSpeed's configuration; ``trainable`` numbers bound its buffers, which are large by default."""
+def _deepspeed_config(settings: EngineSettings, trainable: int, device: torch.device) -> dict[str, Any]:
+    """Return DeepSpeed's configuration; ``trainable`` numbers bound its buffers, which are large by default.
+
+    On a CPU, ZeRO-3 gathers one parameter after another: of many at once DeepSpeed 0.19 waits for the last only, and
+    gloo's threads may end them in another order, so that now and then a step computed with what was not there yet.
+    """
     bucket = max(min(trainable, 500_000_000), 1)
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -291,7 +295,12 @@ def _deepspeed_config(settings: EngineSettings, trainable: int) -> dict[str, Any
         "steps_per_print": None,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": settings.zero_stage, "reduce_bucket_size": bucket, "overlap_comm": False},
+        "zero_optimization": {
+            "stage": settings.zero_stage,
+            "reduce_bucket_size": bucket,
+            "overlap_comm": False,
+            "stage3_allgather_sequential": device.type == "cpu",
+        },
     }
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import run_two
 from tinydual import open_dual, save_dual, with_pictures
 from tinymodel import MATCH, flat, make_rows, make_task
 
@@ -89,17 +87,7 @@ def test_two_seats_decode_each_picture_once_an_epoch(folder: Path) -> None:
 @pytest.mark.slow
 def test_a_gang_of_two_processes_decodes_each_picture_once_an_epoch(folder: Path) -> None:
     """And what it trains is what one process trains."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    gang = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    code = "import sys, test_shares as t; t.work(sys.argv[1])"
-    children = [
-        subprocess.Popen([sys.executable, "-c", code, str(folder)], env={**gang, "RANK": rank, "PYTHONPATH": path})
-        for rank in ("0", "1")
-    ]
-    assert [child.wait(timeout=300) for child in children] == [0, 0]
+    run_two(__file__, str(folder))
     found = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
     check([one["decoded"] for one in found], folder)
     _, alone = train(folder, 0, 1)
