@@ -6,39 +6,46 @@ Workers are started after their controller, whose own start is thus part of ever
 from __future__ import annotations
 
 import socket
+import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import ReschedulingState
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.train.v2.api.exceptions import PreemptionError
+from ray.util.placement_group import get_placement_group, placement_group, placement_group_table, remove_placement_group
 
 ANSWER_SECONDS = 2.0
 
 
 class Registration(ControllerCallback, WorkerGroupCallback):
-    """Tells the queue which actor controls a gang, and what room the gang has: handles to stop and to free it by.
+    """Tells the queue which actor controls a gang, a handle to stop it by, which Ray Train itself does not offer.
 
-    Ray Train itself offers none, and Ray keeps the room of a dead controller for as long as the driver lives. It tells
-    as well whether the gang died with a machine, and has its pack given to others while there is no room for it.
+    It tells as well whether the gang died with a machine, and has its pack given to others while there is no room for
+    the gang.
 
     Args:
         queue: the queue's actor.
         gang: the gang's name.
+        rooms: what the names of its rooms begin with; see :func:`free_rooms`.
     """
 
-    def __init__(self, queue: Any, gang: str) -> None:
-        self._queue, self._gang = queue, gang
+    def __init__(self, queue: Any, gang: str, rooms: str) -> None:
+        self._queue, self._gang, self._rooms = queue, gang, rooms
         self._controller: Any = None
-        self._room: Any = None
         self._machines: set[str] = set()  # that its workers are, or were last, on
         self._warned = False
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Ray Train calls this in the controller."""
         self._controller = ray.get_runtime_context().current_actor
+        Workers.rooms = self._rooms
+        TrainController.worker_group_cls = Workers
         self._tell()
 
     def after_worker_group_start(self, worker_group: Any) -> None:
@@ -48,15 +55,12 @@ class Registration(ControllerCallback, WorkerGroupCallback):
         """
         self._tell_of_preemption()
         self._machines = {worker.metadata.node_id for worker in worker_group.get_workers()}
-        self._room = worker_group.get_worker_group_state().placement_group_handle.placement_group
-        self._tell()
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Tell again whenever the gang's state changes: a queue that has started again has forgotten."""
         self._warned |= isinstance(getattr(current_state, "training_failed_error", None), PreemptionError)
         if isinstance(current_state, ReschedulingState):  # its workers do not start
             self._tell_of_preemption()
-            self._room = None
             self._queue.lost.remote(self._gang)
         self._tell()
 
@@ -70,7 +74,7 @@ class Registration(ControllerCallback, WorkerGroupCallback):
 
     def _tell(self) -> None:
         if self._controller is not None:
-            self._queue.register.remote(self._gang, self._controller, self._room)
+            self._queue.register.remote(self._gang, self._controller)
 
 
 def _is_there(node: Mapping[str, Any]) -> bool:
@@ -82,6 +86,25 @@ def _is_there(node: Mapping[str, Any]) -> bool:
     except OSError:
         return False
     return True
+
+
+class Workers(WorkerGroup):
+    """A gang's workers, whose room, the placement group, has a name from before it is there."""
+
+    rooms: ClassVar[str] = ""
+
+    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> DefaultPlacementGroupHandle:
+        context = worker_group_context
+        bundles = [context.resources_per_worker] * context.num_workers
+        name = self.rooms + uuid.uuid4().hex
+        return DefaultPlacementGroupHandle(placement_group(bundles, context.placement_strategy, name))
+
+
+def free_rooms(rooms: str) -> None:
+    """Free the rooms whose names begin so: Ray keeps those of a dead controller for as long as the driver lives."""
+    for room in placement_group_table().values():
+        if room["name"].startswith(rooms) and room["state"] != "REMOVED":
+            remove_placement_group(get_placement_group(room["name"]))
 
 
 class FixedSize(FixedScalingPolicy):

@@ -17,10 +17,9 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
-from ray.util.placement_group import remove_placement_group
 
 from pitune.errors import one_line
-from pitune.runtime.controller import FixedSize, Registration
+from pitune.runtime.controller import FixedSize, Registration, free_rooms
 from pitune.runtime.queue import TRIES
 from pitune.runtime.settings import SHARE, RuntimeSettings
 from pitune.runtime.signing import Key
@@ -35,43 +34,51 @@ class Gang:
 
     Args:
         name: its name, under which the queue knows it.
+        rooms: what the names of its rooms begin with.
         queue: the queue's actor.
-        new: makes the trainer of the gang of that name.
+        new: makes the trainer of the gang of that name and those rooms.
 
     Attributes:
-        error: the last error that ended its controller, in one line.
+        error: the error that ended its last controller, in one line.
         stopped: its controller, should it end, is not followed by another.
     """
 
-    def __init__(self, name: str, queue: Any, new: Callable[[str], TorchTrainer]) -> None:
+    def __init__(self, name: str, rooms: str, queue: Any, new: Callable[[str, str], TorchTrainer]) -> None:
         self.name = name
         self.error = ""
         self.stopped = False
+        self._rooms = rooms
         self._queue = queue
         self._new = new
+        self._tries = self._further = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.is_alive = self._thread.is_alive
         self._thread.start()
 
-    def _run(self) -> None:
-        """Wait for the gang's end, whichever it is; where its controller has died, start another."""
-        for _ in range(TRIES):
-            try:
-                self._new(self.name).fit()
-                break
-            except Exception as error:  # whatever it is, it ends this gang and no other
-                self.error = one_line(error)
-            self._free()
-            if self.stopped:
-                return
-        self._free()
+    def heard(self, further: int) -> None:
+        """Take note of how often the queue says that the gang has got any further."""
+        if further > self._further:
+            self._tries = 0
+        self._further = further  # a queue that has started again counts anew
 
-    def _free(self) -> None:
-        """Give back the gang's pack and its room."""
-        with contextlib.suppress(ray.exceptions.RayError):
-            room = ray.get(self._queue.lost.remote(self.name))
-            if room is not None:
-                remove_placement_group(room)
+    def _run(self) -> None:
+        """Wait for the gang's end; where its controller has died, start another, unless the gang gets no further."""
+        while self._tries < TRIES and not self.stopped:
+            self._tries += 1
+            self.error = self._led()
+            with contextlib.suppress(ray.exceptions.RayError):
+                free_rooms(self._rooms)
+                ray.get(self._queue.lost.remote(self.name))
+            if not self.error:
+                return
+
+    def _led(self) -> str:
+        """Wait for a controller's end; return what it died of, in one line, if it did."""
+        try:
+            self._new(self.name, self._rooms).fit()
+        except Exception as error:  # whatever it is, it ends this gang and no other
+            return one_line(error)
+        return ""
 
 
 class _GangTrainer(TorchTrainer):
@@ -84,7 +91,9 @@ class _GangTrainer(TorchTrainer):
         return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
 
 
-def trainer(queue: Any, work: Any, settings: RuntimeSettings, storage: str, key: Key, name: str) -> TorchTrainer:
+def trainer(
+    queue: Any, work: Any, settings: RuntimeSettings, storage: str, key: Key, name: str, rooms: str
+) -> TorchTrainer:
     """Return the trainer that is one gang."""
     resources = {"CPU": SHARE * settings.cpus_per_worker}
     if settings.gpus_per_worker:
@@ -96,7 +105,7 @@ def trainer(queue: Any, work: Any, settings: RuntimeSettings, storage: str, key:
         checkpoint_config=CheckpointConfig(num_to_keep=1),
         logging_config=LoggingConfig("ERROR"),
     )
-    run.callbacks.append(Registration(queue, name))
+    run.callbacks.append(Registration(queue, name, rooms))
     scaling = ray.train.ScalingConfig(
         num_workers=settings.workers, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources
     )

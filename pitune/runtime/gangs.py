@@ -70,8 +70,9 @@ class Gangs:
     def __init__(self, work: PackWork[Any], settings: RuntimeSettings, storage: str, most: int | None = None) -> None:
         check_room(settings)
         here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self._id = uuid.uuid4().hex[:8]
         self._queue = PackQueue.options(
-            name=f"queue-{uuid.uuid4().hex[:8]}", namespace=NAMESPACE, scheduling_strategy=here
+            name=f"queue-{self._id}", namespace=NAMESPACE, scheduling_strategy=here
         ).remote()
         self._packs: dict[str, Parcel] = {}
         self._closed = False
@@ -111,6 +112,8 @@ class Gangs:
                 self._packs |= {part.name: part for part in parts}
         self._last = found
         self._controllers.update(found.controllers)
+        for gang in self._gangs:
+            gang.heard(found.further.get(gang.name, 0))
         self._grow(found)
         return found
 
@@ -146,7 +149,8 @@ class Gangs:
 
     def _start(self) -> None:
         """Start one more gang."""
-        self._gangs.append(Gang(f"gang{len(self._gangs)}", self._queue, self._new))
+        name = f"gang{len(self._gangs)}"
+        self._gangs.append(Gang(name, f"{self._id}-{name}-", self._queue, self._new))
 
     def _grow(self, found: Snapshot) -> None:
         """Now and then, start one more gang where packs wait and a machine has room for it.

@@ -77,15 +77,15 @@ class _Entry(Generic[P]):
 class _Crew:
     """What is known of a gang: its starts since it got any further, why it must not start again, its last error.
 
-    ``preempted`` is how many of its starts do not count.
+    ``preempted`` is how many of its starts do not count, ``further`` how often it has got any further.
     """
 
     starts: int = 0
     preempted: int = 0
+    further: int = 0
     error: str = ""
     last: str = ""
     controller: Any = None
-    room: Any = None
 
 
 @dataclass
@@ -162,14 +162,14 @@ class Queue(Generic[P]):
             errors={name: crew.error for name, crew in self._crews.items() if crew.error},
             controllers={name: crew.controller for name, crew in self._crews.items() if crew.controller is not None},
             split=dict(self._split),
+            further={name: crew.further for name, crew in self._crews.items()},
         )
 
     # --- for the gangs -----------------------------------------------------------------------------------------
 
-    def register(self, gang: str, controller: Any, room: Any) -> None:
-        """Keep the actor that runs ``gang``, for the driver to stop it by, and its room, if it has one, to free it."""
-        crew = self._crew(gang)
-        crew.controller, crew.room = controller, room
+    def register(self, gang: str, controller: Any) -> None:
+        """Keep the actor that runs ``gang``, for the driver to stop it by."""
+        self._crew(gang).controller = controller
 
     def enter(self, gang: str) -> bool:
         """Say whether ``gang`` may start (again): not after :meth:`reject`, nor after ``tries`` deaths in a row."""
@@ -263,25 +263,18 @@ class Queue(Generic[P]):
         if entry is not None and entry.preempted < PREEMPTIONS:
             entry.preempted, entry.tries = entry.preempted + 1, entry.tries - 1
 
-    def lost(self, gang: str) -> Any:
-        """Note that ``gang`` is gone: its pack waits again, or has failed if it was tried often enough.
-
-        Returns:
-            The room that it had, if it had any.
-        """
+    def lost(self, gang: str) -> None:
+        """Note that ``gang`` is gone: its pack waits again, or has failed if it was tried often enough."""
         entry = self._released(gang)
         if entry is not None:
             self._wait(entry)
-        crew = self._crew(gang)
-        room, crew.room = crew.room, None
-        return room
 
     def _crew(self, gang: str) -> _Crew:
         return self._crews.setdefault(gang, _Crew())
 
     def _got_further(self, gang: str, starts: int) -> None:
         crew = self._crew(gang)
-        crew.starts, crew.last = starts, ""
+        crew.starts, crew.last, crew.further = starts, "", crew.further + 1
 
     def _has_ended(self, pack: str) -> bool:
         return pack in self._done or pack in self._failed or pack in self._split
@@ -331,5 +324,8 @@ def _because(error: str) -> str:
     return f" (last: {error})" if error else ""
 
 
-PackQueue: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Queue)
-"""The queue as a Ray actor; a call to it waits where it has to start again."""
+PackQueue: Any = ray.remote(num_cpus=0, memory=1, max_restarts=-1, max_task_retries=-1)(Queue)
+"""The queue as a Ray actor; a call to it waits where it has to start again.
+
+Of an actor that takes nothing at all, not a byte, Ray lets any machine decide where it goes, whatever it asks for.
+"""

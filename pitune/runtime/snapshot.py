@@ -30,6 +30,7 @@ class Snapshot:
         running: what the gangs work on.
         errors: each gang's error that came from no pack (the backbone does not load).
         controllers: the handle of the actor that runs each gang.
+        further: how often each gang has got any further: one that works, not one that only dies.
         split: by the name of each pack that did not fit into memory, those that have taken its place.
     """
 
@@ -41,4 +42,5 @@ class Snapshot:
     running: tuple[Running, ...]
     errors: dict[str, str]
     controllers: dict[str, Any]
+    further: dict[str, int]
     split: dict[str, Sequence[Any]]

@@ -32,14 +32,11 @@ class Gang:
         queue: Any = SimpleNamespace(
             **{name: SimpleNamespace(remote=lambda *given, name=name: self.told.append(name)) for name in NAMES}
         )
-        self.registration = Registration(queue, "gang")
+        self.registration = Registration(queue, "gang", "run-gang-")
 
     def starts_on(self, machines: Sequence[str]) -> None:
-        state = SimpleNamespace(placement_group_handle=SimpleNamespace(placement_group="room"))
         workers = [SimpleNamespace(metadata=SimpleNamespace(node_id=machine)) for machine in machines]
-        self.registration.after_worker_group_start(
-            SimpleNamespace(get_workers=lambda: workers, get_worker_group_state=lambda: state)
-        )
+        self.registration.after_worker_group_start(SimpleNamespace(get_workers=lambda: workers))
 
     def comes_to(self, state: object) -> None:
         self.registration.after_controller_state_update(RunningState(), state)

@@ -19,7 +19,7 @@ from pitune.errors import OutOfMemory, PituneError
 from pitune.runtime import gangs, worker
 from pitune.runtime.gangs import GangLane, Gangs
 from pitune.runtime.lane import name_of
-from pitune.runtime.queue import Parcel, Queue
+from pitune.runtime.queue import TRIES, Parcel, Queue
 from pitune.runtime.settings import RuntimeSettings
 from pitune.runtime.worker import is_packs_fault
 from pitune.store import Job
@@ -62,14 +62,17 @@ def test_a_lane_serves_all_that_comes_and_outlives_its_queue(ray_session: None, 
         assert wait_for(lane, 4, 180) == dict.fromkeys(("long1", "long2", "b", "c"))
         assert lane.unfinished() == 0 and not lane.running()
         assert len(made.notes("open")) == 1  # one gang, warm from the first to the last
-        lane.add([node("long3")])
-        while not lane.running():
-            lane.finished()
-        for controller in lane._gangs.snapshot().controllers.values():
-            ray.kill(controller)
-        lane.add([node("d")])
-        assert wait_for(lane, 2, 180) == {"long3": None, "d": None}
-    assert len(made.notes("open")) == 2
+        for turn in range(TRIES):
+            lane.add([node(f"long-{turn}")])
+            while not lane.running():
+                lane.finished()
+            controllers = lane._gangs.snapshot().controllers
+            ray.kill(lane._gangs._queue, no_restart=False)  # it forgets the gang, its room, and what it has done
+            for controller in controllers.values():
+                ray.kill(controller)
+            lane.add([node(f"d-{turn}")])
+            assert wait_for(lane, 2, 180) == {f"long-{turn}": None, f"d-{turn}": None}
+    assert len(made.notes("open")) == 1 + TRIES
     deadline = time.monotonic() + 30
     while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -100,7 +103,9 @@ def test_gangs_join_one_by_one_where_there_is_room_and_packs_wait(
     monkeypatch.setattr(gangs, "PackQueue", SimpleNamespace(options=lambda **options: options_of(queue)))
     monkeypatch.setattr(gangs.ray, "get", lambda found: found)
     monkeypatch.setattr(gangs.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "0" * 56))
-    monkeypatch.setattr(gangs, "Gang", lambda name, queue, new: SimpleNamespace(name=name, error="", is_alive=bool))
+    monkeypatch.setattr(
+        gangs, "Gang", lambda name, *rest: SimpleNamespace(name=name, error="", is_alive=bool, heard=bool)
+    )
     made = Gangs(Any, RuntimeSettings(), "nowhere", most=4)
     alive = made._gangs
 

@@ -82,6 +82,19 @@ def test_a_gang_may_not_start_for_ever() -> None:
     assert packs.snapshot().errors == {"a": "its workers died 2 times in a row"}
 
 
+def test_it_tells_how_often_a_gang_has_got_further() -> None:
+    packs = queue(2)
+    packs.claim("a")
+    packs.lost("a")
+    assert not packs.snapshot().further.get("a")
+    packs.claim("a")
+    packs.progress("a", "p0", 1, 9)
+    packs.progress("a", "p0", 1, 9)
+    assert packs.snapshot().further == {"a": 1}
+    packs.done("p0")
+    assert packs.snapshot().further == {"a": 2}
+
+
 def test_a_gang_that_finishes_packs_may_start_again() -> None:
     packs = queue(3, tries=2)
     for name in ("p0", "p1", "p2"):
