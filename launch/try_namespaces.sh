@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Try launching on one machine: a Ray head with token authentication, a second node in a network namespace of its own, S3
-# (moto's server) on an address that both reach, and launch/submit.sh. Needs root, iproute2 and the `dev` extra.
+# Try launching on one machine: a Ray head with token authentication, two more nodes, each in a network namespace of its
+# own, S3 (moto's server) on an address that all reach, and launch/submit.sh. Then the same study once more, and one of the
+# nodes is killed amid it. Needs root, iproute2 and the `dev` extra.
 #
 #   launch/try_namespaces.sh FOLDER
 #
@@ -9,7 +10,7 @@ set -euo pipefail
 
 work=$(realpath "${1:?usage: launch/try_namespaces.sh FOLDER}")
 here=$(realpath "$(dirname "$0")/..")
-space=pitune-$$ near=10.77.0.1 far=10.77.0.2
+bridge=pitune$$ near=10.77.0.1 far=10.77.0.2 farther=10.77.0.3
 bucket="s3://lab/tiny?endpoint_override=$near:9077&scheme=http"
 mkdir -p "$work"
 
@@ -22,19 +23,38 @@ started=()
 finish() {
     for process in "${started[@]}"; do kill "$process" 2>"$work/end" || true; done
     wait
-    ip netns del "$space"
+    for space in "$bridge"-{far,farther}; do ip netns del "$space"; done
+    ip link del "$bridge"
 }
 trap finish EXIT
 
+list() {
+    python -c "
+import sys
+from pyarrow import fs
+s3 = fs.S3FileSystem(endpoint_override='$near:9077', scheme='http')
+for one in s3.get_file_info(fs.FileSelector('lab/' + sys.argv[1], recursive=True, allow_not_found=True)): print(one.path)
+" "$1"
+}
+
 say() { printf '\n## %s\n' "$*"; }
 
-ip netns add "$space"
-ip link add "$space"a type veth peer name "$space"b netns "$space"
-ip addr add $near/24 dev "$space"a
-ip link set "$space"a up
-ip -n "$space" addr add $far/24 dev "$space"b
-ip -n "$space" link set "$space"b up
-ip -n "$space" link set lo up
+# A node of the cluster: its name, its address. It has a host name of its own, which the packs' logs then tell.
+node() {
+    ip netns add "$bridge-$1"
+    ip link add "$1$$" type veth peer name eth0 netns "$bridge-$1"
+    ip link set "$1$$" master "$bridge" up
+    ip -n "$bridge-$1" addr add "$2/24" dev eth0
+    ip -n "$bridge-$1" link set eth0 up
+    ip -n "$bridge-$1" link set lo up
+    ip netns exec "$bridge-$1" unshare --uts bash -c "hostname $1; exec ray start --block --address $near:6377 \
+        --node-ip-address $2 --num-cpus 1 --object-store-memory 100000000" >"$work/$1.log" 2>&1 &
+    started+=($!)
+}
+
+ip link add "$bridge" type bridge
+ip addr add $near/24 dev "$bridge"
+ip link set "$bridge" up
 
 python -m moto.server -H $near -p 9077 >"$work/s3.log" 2>&1 &
 started+=($!)
@@ -42,10 +62,8 @@ ray start --head --block --node-ip-address $near --port 6377 --dashboard-host $n
     --num-cpus 1 --object-store-memory 100000000 >"$work/head.log" 2>&1 &
 started+=($!)
 sleep 20
-# With a host name of its own, which the packs' logs then tell.
-ip netns exec "$space" unshare --uts bash -c "hostname far; exec ray start --block --address $near:6377 \
-    --node-ip-address $far --num-cpus 1 --object-store-memory 100000000" >"$work/far.log" 2>&1 &
-started+=($!)
+node far $far
+node farther $farther
 
 say "the study"
 cat >"$work/make.py" <<END
@@ -69,8 +87,9 @@ fs.S3FileSystem(endpoint_override="$near:9077", scheme="http", allow_bucket_crea
 END
 python "$work/make.py"
 for _ in $(seq 60); do
-    if curl --silent --fail --header "Authorization: Bearer $RAY_AUTH_TOKEN" "$RAY_API_SERVER_ADDRESS/nodes?view=summary" |
-        grep --quiet "$far"; then break; fi
+    there=$(curl --silent --fail --header "Authorization: Bearer $RAY_AUTH_TOKEN" \
+        "$RAY_API_SERVER_ADDRESS/nodes?view=summary" || true)
+    if [[ $there == *"$far"* && $there == *"$farther"* ]]; then break; fi
     sleep 2
 done
 
@@ -81,7 +100,7 @@ RAY_AUTH_MODE=disabled pitune run "$work/study.yaml" --address $near:6377 || ech
 RAY_AUTH_MODE=disabled pitune run "$work/study.yaml" || echo "exit code $?"
 
 say "submitting"
-"$here/launch/submit.sh" "$work/study.yaml" "$bucket" --set runtime.gangs=2 | tee "$work/submit.log"
+"$here/launch/submit.sh" "$work/study.yaml" "$bucket" --set runtime.gangs=3 | tee "$work/submit.log"
 
 say "status"
 pitune status "$bucket"
@@ -106,8 +125,23 @@ secrets = [os.environ[name].encode() for name in ("RAY_AUTH_TOKEN", "AWS_SECRET_
 print(f"secrets in {sum(any(secret in file for secret in secrets) for file in files)} of {len(files)} files")
 END
 
+say "a node dies amid it"
+"$here/launch/submit.sh" --detach "$work/study.yaml" "${bucket/tiny/hurt}" --set runtime.gangs=3 | tee "$work/hurt.log"
+job=$(sed -n 's/^job \([^:]*\):.*/\1/p' "$work/hurt.log")
+until grep --quiet "experts/.*manifest" <<<"$(list hurt)"; do sleep 0.5; done
+ip netns pids "$bridge-farther" | xargs kill -9
+list hurt | grep --count "experts/.*manifest" | sed 's/^/experts by then: /'
+ray job logs --follow "$job" | tail -n 5
+pitune verify "$work/study.yaml" --set "study=${bucket/tiny/hurt}"
+python - <<END
+from pitune.store import Store
+
+whole, hurt = (Store("$bucket".replace("tiny", name)).table("results.parquet") for name in ("tiny", "hurt"))
+print("tables equal:", whole.drop_columns("seconds").equals(hurt.drop_columns("seconds")))
+END
+
 say "stopping another one"
-"$here/launch/submit.sh" --detach "$work/study.yaml" "${bucket/tiny/other}" --set runtime.gangs=2 | tee "$work/detached.log"
+"$here/launch/submit.sh" --detach "$work/study.yaml" "${bucket/tiny/other}" --set runtime.gangs=3 | tee "$work/detached.log"
 job=$(sed -n 's/^job \([^:]*\):.*/\1/p' "$work/detached.log")
 sleep 30
 ray job status "$job"
