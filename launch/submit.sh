@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run a study as a job of a running Ray cluster, and follow its output, or not. Tried against a head started with
-# `ray start --head` on the same machine, with token authentication; never against several machines.
+# Run a study as a job of a running Ray cluster, and follow its output, or not. Tried against a head with token
+# authentication and two more nodes in network namespaces of their own (try_namespaces.sh); never against several machines.
 #
 #   RAY_API_SERVER_ADDRESS=http://HEAD:8265 launch/submit.sh configs/quickstart.yaml /shared/studies/quickstart
 #   … launch/submit.sh --detach configs/quickstart.yaml s3://bucket/quickstart --set runtime.gangs=8

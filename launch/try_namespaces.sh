@@ -39,7 +39,8 @@ for one in s3.get_file_info(fs.FileSelector('lab/' + sys.argv[1], recursive=True
 
 say() { printf '\n## %s\n' "$*"; }
 
-# A node of the cluster: its name, its address. It has a host name of its own, which the packs' logs then tell.
+# A node of the cluster: its name, its address. It has a host name of its own, which the packs' logs then tell, and as
+# another machine would have, a /tmp/ray of its own: nodes that share one remove each other's working folders.
 node() {
     ip netns add "$bridge-$1"
     ip link add "$1$$" type veth peer name eth0 netns "$bridge-$1"
@@ -47,9 +48,11 @@ node() {
     ip -n "$bridge-$1" addr add "$2/24" dev eth0
     ip -n "$bridge-$1" link set eth0 up
     ip -n "$bridge-$1" link set lo up
-    ip netns exec "$bridge-$1" unshare --uts bash -c "hostname $1; exec ray start --block --address $near:6377 \
-        --node-ip-address $2 --num-cpus 1 --object-store-memory 100000000" >"$work/$1.log" 2>&1 &
+    ip netns exec "$bridge-$1" unshare --uts bash -c "hostname $1; mount -t tmpfs tmpfs /tmp/ray; exec ray start --block \
+        --address $near:6377 --node-ip-address $2 --num-cpus 1 --object-store-memory 100000000" >"$work/$1.log" 2>&1 &
     started+=($!)
+    until curl --silent --header "Authorization: Bearer $RAY_AUTH_TOKEN" "$RAY_API_SERVER_ADDRESS/nodes?view=summary" |
+        grep --quiet "$2"; do sleep 1; done
 }
 
 ip link add "$bridge" type bridge
@@ -86,12 +89,6 @@ print(make_study(Path("$work"), training=training, targets=targets))
 fs.S3FileSystem(endpoint_override="$near:9077", scheme="http", allow_bucket_creation=True).create_dir("lab")
 END
 python "$work/make.py"
-for _ in $(seq 60); do
-    there=$(curl --silent --fail --header "Authorization: Bearer $RAY_AUTH_TOKEN" \
-        "$RAY_API_SERVER_ADDRESS/nodes?view=summary" || true)
-    if [[ $there == *"$far"* && $there == *"$farther"* ]]; then break; fi
-    sleep 2
-done
 
 say "who has no token"
 curl --silent --output "$work/end" --write-out 'job API: %{http_code}\n' "$RAY_API_SERVER_ADDRESS/api/jobs/"

@@ -116,7 +116,9 @@ def _join(stack: contextlib.ExitStack, address: str) -> None:
         )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise PituneError(f"Ray cluster {address}: cannot be joined ({reason}); is the address right?") from error
+        raise PituneError(
+            f"Ray cluster {address}: cannot be joined ({reason}); are the address and RAY_AUTH_TOKEN right?"
+        ) from error
     stack.callback(ray.shutdown)
     hosts = [str(node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     beyond = [host for host in hosts if not _is_loopback(host)]
