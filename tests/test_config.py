@@ -186,6 +186,7 @@ WRONG = [
     # slices
     ("targets", ["movie@16"], "targets: 'movie@16' is not a slice; write task@shots#seed"),
     ("targets", ["movie@4#0", "nyt@4#0", "movie@4#0"], "targets: movie@4#0 is there twice; name each slice once"),
+    ("targets", ["movie@4#0~1of2"], "targets: found movie@4#0~1of2, a fold; a study makes those by itself, name the"),
     ("targets", ["movie@4#0", "movie@4#00"], "targets: movie@4#0 is there twice; name each slice once"),
     ("sources", ["movie", "movie@full#0"], "sources: movie@full#0 is there twice; name each slice once"),
     # the transfer matrix
@@ -214,6 +215,7 @@ WRONG = [
     ("sweep.temperature", [float("nan")], "sweep.temperature.0: found nan; input should be a finite number"),
     ("training.few.learning_rate", float("inf"), "training.few.learning_rate: found inf; input should be a finite"),
     ("study", "s3://KEY:SECRET@bucket/study", "study: found a URI with credentials; give them in the environment"),
+    ("sweep.folds", 1, "sweep.folds: found 1; input should be greater than or equal to 2"),
     ("sweep.trials", 0, "sweep.trials: found 0; input should be greater than or equal to 1"),
     # rows of the table
     ("methods", ["pi", "single", "pi"], "methods: pi is there twice; name each method once"),

@@ -20,7 +20,7 @@ from pitune.study import Study
 pytestmark = pytest.mark.slow
 MERGES = ("uniform", "average_all", "similarity", "task_arithmetic", "ties", "dare_ties", "lorahub")
 OF_OTHERS = ("zero_shot_nearest", "zero_shot_uniform", "zero_shot_similarity")
-METHODS = (*OF_OTHERS, *MERGES, "fusion", "pi", "stacked", "pi_farthest", "pi_random")
+METHODS = (*OF_OTHERS, *MERGES, "fusion", "pi", "stacked", "crossfit", "pi_farthest", "pi_random")
 TARGET = "beta@2#1"
 
 
@@ -70,14 +70,17 @@ def test_every_row_is_what_plain_peft_scores_of_the_exported_expert(study: Study
 
 def test_what_each_has_cost(study: Study) -> None:
     rows = {row["method"]: row for row in study.store.table("results.parquet").to_pylist()}
+    fitted = rows["crossfit"]["trials"] - rows["stacked"]["trials"]
+    assert fitted in (2 * 3, 2 * 4)  # on two folds, with another own expert or without
     assert {name: rows[name]["trials"] for name in METHODS} == {
         **dict.fromkeys(OF_OTHERS, 1), **dict.fromkeys(MERGES, 2),
-        "fusion": 4, "pi": 4, "stacked": 2 + 2 + 4, "pi_farthest": 1, "pi_random": 1
+        "fusion": 4, "pi": 4, "stacked": 2 + 2 + 4, "crossfit": 2 + 2 + 4 + fitted, "pi_farthest": 1, "pi_random": 1
     }  # fmt: skip
     assert not any(rows[name]["steps"] for name in OF_OTHERS)
     assert {name: rows[name]["steps"] for name in MERGES} == {**dict.fromkeys(MERGES, 0), "lorahub": 2 * 4}
     assert all(4 + 3 * 2 <= rows[name]["steps"] <= 4 * 4 for name in ("fusion", "pi"))  # ASHA stops some
     assert rows["stacked"]["steps"] == rows["pi"]["steps"] + 2 * 2 * 4  # and of single and nearest, at two rates
+    assert rows["crossfit"]["steps"] == rows["stacked"]["steps"] + 4 * fitted
     assert rows["pi_farthest"]["steps"] == rows["pi_random"]["steps"] == 4
     assert all(row["seconds"] > 0 for row in rows.values())
 

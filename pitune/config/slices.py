@@ -88,6 +88,8 @@ def _are_slices(value: tuple[str, ...]) -> tuple[str, ...]:
     for found in slices:
         if max(found.shots or 0, found.seed) >= LARGEST:
             raise ValueError(f"found {shown(found)}; a whole number has at most 15 digits")
+        if found.folds:
+            raise ValueError(f"found {shown(found)}, a fold; a study makes those by itself, name the slice")
     return once(tuple(map(str, slices)), "slice")
 
 

@@ -125,3 +125,16 @@ class StackingJob(ChoiceJob):
 
     slice: Slice
     max_rank: int | None
+
+
+@dataclass(frozen=True)
+class CrossfitJob(TuningJob):
+    """What several methods came to for a target, to be judged by folds, and averaged.
+
+    Attributes:
+        tried: what ``single``, ``nearest`` and ``pi`` came to (artifacts).
+        folds: into how many parts the shots are dealt; 0 of a full slice, which is judged by its validation examples.
+    """
+
+    tried: tuple[str, ...]
+    folds: int

@@ -42,7 +42,8 @@ class SweepSettings(Settings):
     trials: int | None = Field(
         None, ge=1, description="settings that each other method tries at most; null: as many as are searched here"
     )
-    aside: ClassVar[frozenset[str]] = frozenset({"trials"})
+    folds: int = Field(2, ge=2, description="parts that a target's shots are dealt into, by which crossfit judges")
+    aside: ClassVar[frozenset[str]] = frozenset({"trials", "folds"})
 
     @property
     def combinations(self) -> int:

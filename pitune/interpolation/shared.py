@@ -21,7 +21,7 @@ def choose_shared(materials: Materials, job: SharedChoiceJob) -> None:
         PituneError: an expert is missing, or none has a loss that is a number.
     """
     began = time.perf_counter()
-    found = manifests_of(materials, job)
+    found = manifests_of(materials, job.tried)
     whole = [trial for trial in job.tried if "error" not in found[trial]]
     validations: dict[str, dict[str, float | None]] = {trial: {"loss": None, "accuracy": None} for trial in job.tried}
     if whole:

@@ -26,13 +26,14 @@ def stack(materials: Materials, job: StackingJob) -> None:
         PituneError: one is missing, or none has a validation loss that is a number.
     """
     began = time.perf_counter()
-    found = manifests_of(materials, job)
+    found = manifests_of(materials, job.tried)
     losses = {name: found[name]["validation"]["loss"] for name in job.tried}
     rows = materials.rows(((job.slice, 1.0),), "validation")
     if all(loss is None for loss in losses.values()):
         raise PituneError(f"{job.artifacts[0]}: none of {', '.join(job.tried)} has a validation loss that is a number")
     weights = likelihood_weights(list(losses.values()), len(rows))
-    expert, rank_error = _averaged(materials, job, weights)
+    experts = [materials.expert(name) for name in job.tried]
+    expert, rank_error = averaged(materials, experts, weights, job.max_rank)
     bank = Bank(materials.kind, [expert]).to(materials.backbone.device)
     took = spent_together(list(found.values()))
     materials.store.commit(
@@ -67,16 +68,17 @@ def likelihood_weights(losses: Sequence[float | None], examples: int) -> list[fl
     return shares
 
 
-def _averaged(materials: Materials, job: StackingJob, weights: Sequence[float]) -> tuple[Expert, float]:
-    """Return the start plus the weighted task vectors, and what cutting a LoRA's rank took of it.
+def averaged(
+    materials: Materials, experts: Sequence[Expert], weights: Sequence[float], max_rank: int | None
+) -> tuple[Expert, float]:
+    """Return the start plus the weighted task vectors of experts, and what cutting a LoRA's rank took of it.
 
     A LoRA has as many ranks as its members together, or ``max_rank``: padding, which aligns them, is cut off again.
     """
-    held = [(materials.expert(name), weight) for name, weight in zip(job.tried, weights, strict=True) if weight]
-    experts = [expert for expert, _ in held]
-    found = added_up(Bank(materials.kind, experts), materials.start, [weight for _, weight in held])
+    held = [(expert, weight) for expert, weight in zip(experts, weights, strict=True) if weight]
+    found = added_up(Bank(materials.kind, [expert for expert, _ in held]), materials.start, [w for _, w in held])
     if not isinstance(materials.kind, Lora):
         return found, 0.0
-    ranks = sum(len(next(iter(expert.values()))[A]) for expert in experts)
-    found, error = truncate(found, min(ranks, job.max_rank or ranks))
+    ranks = sum(len(next(iter(expert.values()))[A]) for expert, _ in held)
+    found, error = truncate(found, min(ranks, max_rank or ranks))
     return found, round(error, DIGITS)

@@ -72,7 +72,6 @@ class Setting:
         return self.objective.collate(self.backbone, self.firsts, groups)
 
 
-@torch.no_grad()
 def validate_all(setting: Setting, acting: Acting, count: int, rows: Rows) -> list[Validation]:
     """Score ``count`` experts on ``rows`` in one pass: each batch has every expert's copy of the rows.
 
@@ -82,15 +81,26 @@ def validate_all(setting: Setting, acting: Acting, count: int, rows: Rows) -> li
         count: E.
         rows: the same for all.
     """
-    losses, hits = torch.zeros(2, count, dtype=torch.float64)
+    losses, hits = score_each(setting, acting, count, rows)
+    pairs = zip(losses.mean(1).tolist(), hits.mean(1).tolist(), strict=True)
+    return [Validation(loss, accuracy) for loss, accuracy in pairs]
+
+
+@torch.no_grad()
+def score_each(setting: Setting, acting: Acting, count: int, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Return the loss of each row, and whether it is answered right: (count, rows) each, float64, on the CPU.
+
+    The arguments are those of :func:`validate_all`.
+    """
+    losses, hits = torch.zeros(2, count, len(rows), dtype=torch.float64)
     each = setting.backbone.scored_at_once(count, setting.firsts, acting.conditional)
     for begin in range(0, len(rows), each):
-        groups = [rows.take(range(begin, min(begin + each, len(rows))))] * count
+        chosen = range(begin, min(begin + each, len(rows)))
+        groups = [rows.take(chosen)] * count
         found = setting.objective.answers(setting.backbone, acting, setting.batch(groups))
-        losses += found.losses.sum(1).cpu()
-        hits += right(found, groups).sum(1)
-    pairs = zip(losses.tolist(), hits.tolist(), strict=True)
-    return [Validation(loss / len(rows), hit / len(rows)) for loss, hit in pairs]
+        losses[:, chosen.start : chosen.stop] = found.losses.cpu()
+        hits[:, chosen.start : chosen.stop] = right(found, groups)
+    return losses, hits
 
 
 def validate(setting: Setting, mixture: Mixture, rows: Rows) -> Validation:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pitune.errors import PituneError
 from pitune.methods.average_all import AverageAll
 from pitune.methods.base import Method
+from pitune.methods.crossfit import Crossfit
 from pitune.methods.dare_ties import DareTies
 from pitune.methods.fine_tuning import FineTuning
 from pitune.methods.full import Full
@@ -51,6 +52,7 @@ METHODS: dict[str, Method] = {
         Nearest(),
         Pi(),
         Stacked(),
+        Crossfit(),
         PiFarthest(),
         PiRandom(),
         FineTuning(),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pitune.methods import METHODS
-from pitune.report.contents import Manifests, shots_order
+from pitune.report.contents import Group, Manifests, shots_order, split_slice
+from pitune.report.numbers import plural
 from pitune.report.scores import BASELINE, OURS
 from pitune.results import RESULTS
 from pitune.store import Store
@@ -67,12 +69,16 @@ class Shown:
 
 @dataclass(frozen=True)
 class Gallery:
-    """A task's examples, what methods said to them on one slice, and what those scored on the whole test split."""
+    """A task's examples, what methods said to them on one slice, and what those scored on the whole test split.
+
+    ``help`` says whether other tasks help it, by cross-fitting; empty where nobody has asked.
+    """
 
     card: Card
     slice: str
     methods: list[tuple[str, float]]
     examples: list[Shown]
+    help: str
 
 
 def read_cards(manifests: Manifests) -> dict[str, Card]:
@@ -99,11 +105,33 @@ def read_galleries(store: Store, manifests: Manifests, cards: dict[str, Card]) -
     for row in store.table(RESULTS).to_pylist():
         if row["task"] in cards and row["method"] in shown_methods() and row.get("prediction") in manifests:
             rows.setdefault(row["task"], []).append(row)
-    each = MOST // max(1, len(rows))
-    return [_gallery(store, cards[task], some, each) for task, some in sorted(rows.items()) if each]
+    each, asked = MOST // max(1, len(rows)), read_helped(manifests)
+    return [_gallery(store, cards[task], some, each, asked) for task, some in sorted(rows.items()) if each]
 
 
-def _gallery(store: Store, card: Card, rows: list[dict[str, Any]], most: int) -> Gallery:
+def read_helped(manifests: Manifests) -> dict[Group, list[bool]]:
+    """Return whether other tasks help, as cross-fitting found: by task and shots, for each seed."""
+    found: dict[Group, list[bool]] = {}
+    for manifest in manifests.values():
+        if "helps" in manifest:
+            task, shots, _ = split_slice(manifest["slice"])
+            found.setdefault((task, shots), []).append(manifest["helps"])
+    return found
+
+
+def help_said(seeds: Sequence[bool]) -> str:
+    """Return one sentence on whether other tasks help a task, by what each seed says; empty where there is none."""
+    if not seeds:
+        return ""
+    if not any(seeds):
+        return "Nothing here helps this task: on held-out shots, no other brings what is clearly better than its own."
+    some = "" if all(seeds) else f", on {sum(seeds)} of {plural(len(seeds), 'seed')}"
+    return f"Others help this task: on held-out shots, they bring what is clearly better than its own{some}."
+
+
+def _gallery(
+    store: Store, card: Card, rows: list[dict[str, Any]], most: int, asked: Mapping[Group, Sequence[bool]]
+) -> Gallery:
     last = max(rows, key=lambda row: (shots_order(str(row["shots"])), -int(row["seed"])))["slice"]
     of = {row["method"]: row for row in rows if row["slice"] == last}
     chosen = [name for name in shown_methods() if name in of]
@@ -116,6 +144,7 @@ def _gallery(store: Store, card: Card, rows: list[dict[str, Any]], most: int) ->
         str(last),
         [(METHODS[name].title, float(of[name]["value"])) for name in chosen],
         [_shown(one, texts, [answers.get(one["key"]) for answers in said]) for one in examples],
+        help_said(asked.get(split_slice(last)[:2], ())),
     )
 
 

@@ -14,7 +14,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import total_ordering
 from typing import Literal, Self
 
@@ -130,34 +130,48 @@ class Task:
 class Slice:
     """A task at a shot count (``None``: all training examples) and a seed; written ``movie@16#0``, ``movie@full#0``.
 
-    Slices are ordered by task, shots (full comes last) and seed.
+    A fold of it, ``movie@16#0~1of4``, has the same examples otherwise dealt: it validates on a part of the shots, and
+    trains on all else. Slices are ordered by task, shots (full comes last) and seed, their folds after them.
+
+    Attributes:
+        task: its name.
+        shots: examples of each of the task's pools.
+        seed: of the draw.
+        fold: which of the ``folds``, from 1; 0 of 0 is the slice itself.
+        folds: into how many parts the shots are dealt.
     """
 
     task: str
     shots: int | None
     seed: int
+    fold: int = 0
+    folds: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a slice from its written form.
 
         Raises:
-            ValueError: the text is not of the form ``task@shots#seed``.
+            ValueError: the text is not of the form ``task@shots#seed``, or ``task@shots#seed~1of2``.
         """
-        match = re.fullmatch(rf"({NAME.pattern})@(full|[1-9]\d*)#(\d+)", text)
-        if match is None:
+        match = re.fullmatch(rf"({NAME.pattern})@(full|[1-9]\d*)#(\d+)(?:~([1-9]\d*)of([1-9]\d*))?", text)
+        if match is None or int(match[4] or 0) > int(match[5] or 0) or (match[4] and match[2] == "full"):
             raise ValueError(f"{text!r} is not a slice; write task@shots#seed, as in movie@16#0 or movie@full#0")
-        task, shots, seed = match.groups()
-        return cls(task, None if shots == "full" else int(shots), int(seed))
+        task, shots, *numbers = match.groups()
+        return cls(task, None if shots == "full" else int(shots), *(int(number or 0) for number in numbers))
 
     def __lt__(self, other: object) -> bool:
         return self._order() < other._order() if isinstance(other, Slice) else NotImplemented
 
-    def _order(self) -> tuple[str, bool, int, int]:
-        return self.task, self.shots is None, self.shots or 0, self.seed
+    def _order(self) -> tuple[str, bool, int, int, int, int]:
+        return self.task, self.shots is None, self.shots or 0, self.seed, self.folds, self.fold
 
     def __str__(self) -> str:
-        return f"{self.task}@{self.shots_text}#{self.seed}"
+        return f"{self.task}@{self.shots_text}#{self.seed}" + (f"~{self.fold}of{self.folds}" if self.folds else "")
+
+    def dealt(self, folds: int) -> tuple[Self, ...]:
+        """Return the folds of a few-shot slice whose shots are dealt into so many parts."""
+        return tuple(replace(self, fold=fold, folds=folds) for fold in range(1, folds + 1))
 
     @property
     def shots_text(self) -> str:
@@ -184,11 +198,17 @@ def draw(task: Task, chosen: Slice) -> SliceData:
     ``shots`` training examples or more, and as many to validate on where those of other labels leave them. An example
     without labels is in no pool, and so in full slices only.
 
+    A fold deals its slice's shots like cards, pool after pool, into parts of like size and mixture. It validates on the
+    part that is its own, and trains on the others and on the slice's validation examples. So each example of a slice is
+    validated on by the slice or by just one of its folds.
+
     Raises:
-        PituneError: a pool has too few examples.
+        PituneError: a pool has too few examples, or there are more folds than shots.
     """
     if chosen.shots is None:
         return SliceData(task.splits["train"], task.splits["validation"])
+    if chosen.folds:
+        return _fold(draw(task, replace(chosen, fold=0, folds=0)), chosen)
     check_shots(task, chosen)
     orders = [
         [pool[place] for place in np.random.default_rng([chosen.seed, index]).permutation(len(pool))]
@@ -201,6 +221,16 @@ def draw(task: Task, chosen: Slice) -> SliceData:
     drawn = {example.key: example for order in orders for example in order if example.key in wanted}
     parts = [tuple(example for key, example in drawn.items() if key in part) for part in (train, validation)]
     return SliceData(*parts)
+
+
+def _fold(data: SliceData, chosen: Slice) -> SliceData:
+    """Deal a slice's examples as one of its folds has them."""
+    if len(data.train) < chosen.folds:
+        has, need = len(data.train), chosen.folds
+        raise PituneError(f"slice {chosen}: has {has} shots in all, {need} folds need {need} or more")
+    held = data.train[chosen.fold - 1 :: chosen.folds]
+    keys = {example.key for example in held}
+    return SliceData(tuple(one for one in (*data.train, *data.validation) if one.key not in keys), held)
 
 
 def _taken(orders: Sequence[Sequence[Example]], each: int, others: Set[str]) -> set[str]:

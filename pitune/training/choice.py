@@ -54,18 +54,18 @@ def choose(materials: Materials, job: ChoiceJob) -> None:
         PituneError: a trial is missing, or all have failed.
     """
     began = time.perf_counter()
-    found = manifests_of(materials, job)
+    found = manifests_of(materials, job.tried)
     commit_best(materials, job, found, {trial: manifest["validation"] for trial, manifest in found.items()}, began)
 
 
-def manifests_of(materials: Materials, job: ChoiceJob) -> dict[str, Manifest]:
-    """Return the manifest of each trial.
+def manifests_of(materials: Materials, tried: Sequence[str]) -> dict[str, Manifest]:
+    """Return the manifest of each of several trials.
 
     Raises:
         PituneError: one is missing.
     """
     found: dict[str, Manifest] = {}
-    for trial in job.tried:
+    for trial in tried:
         manifest = materials.store.manifest(trial)
         if manifest is None:
             raise PituneError(f"{materials.store.where(trial)}: is missing; run the study again")

@@ -11,7 +11,7 @@ from fakelanes import make_everything
 from tinystudy import make_study
 
 from pitune.config import load_config
-from pitune.interpolation.jobs import ControlJob, MergeJob, StackingJob, TuningJob, WeightSearchJob
+from pitune.interpolation.jobs import ControlJob, CrossfitJob, MergeJob, StackingJob, TuningJob, WeightSearchJob
 from pitune.interpolation.merging import RULES
 from pitune.methods import METHODS
 from pitune.methods.merge import Merge
@@ -166,6 +166,22 @@ def test_what_is_stacked_brings_its_members_with_it(folder: Path, plan: Plan, tm
     assert node.needs == (OWN, "transfer/beta@2#1/alpha@full#0", "interpolations/beta@2#1")
     scored = {name.split("/")[-1] for name in alone.nodes if name.startswith("predictions/beta@2#1/")}
     assert scored == {"stacked.parquet"}
+
+
+def test_what_is_cross_fitted_waits_for_its_members_and_their_sources(folder: Path, plan: Plan, tmp_path: Path) -> None:
+    node = node_of(plan, "crossfit")
+    members = [node_of(plan, method) for method in ("single", "nearest", "pi")]
+    assert isinstance(node.job, CrossfitJob) and node.job.tried == tuple(one.name for one in members)
+    assert node.needs == (*node.job.tried, *NEAREST) and node.job.folds == 2
+    assert (node.name, node.lane, node.job.slice) == ("baselines/beta@2#1/crossfit", "task", TARGET)
+    assert node.job.inputs["members"] == [[one.name, one.job.fingerprint] for one in members]
+    more = made(folder, tmp_path, "methods=[crossfit]", "sweep.folds=4", "targets=[beta@2#1,beta@full#0]")
+    node = node_of(more, "crossfit")
+    assert isinstance(node.job, CrossfitJob) and node.job.folds == node.job.inputs["folds"] == 4
+    full = more.nodes["baselines/beta@full#0/crossfit"].job
+    assert isinstance(full, CrossfitJob) and full.folds == full.inputs["folds"] == 0
+    pi = node_of(plan, "pi").job
+    assert more.nodes["interpolations/beta@2#1"].job.inputs["sweep"] == pi.inputs["sweep"]  # folds are not pi's
 
 
 def test_the_controls_are_made_from_pi_and_are_no_rivals(plan: Plan) -> None:

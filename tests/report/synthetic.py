@@ -32,7 +32,7 @@ SCORED = ("zero_shot", "single", "uniform", "nearest", "pi", "full")
 """The methods that a study scores where nothing else is said."""
 RIVALS = (
     "zero_shot", "single", "multitask", "uniform", "average_all", "similarity", "task_arithmetic", "ties", "dare_ties",
-    "lorahub", "fusion", "nearest", "pi", "stacked", "pi_farthest", "pi_random", "fine_tuning", "full",
+    "lorahub", "fusion", "nearest", "pi", "stacked", "crossfit", "pi_farthest", "pi_random", "fine_tuning", "full",
 )  # fmt: skip
 """All of them, in the order of the result table."""
 SIMILARITIES = (

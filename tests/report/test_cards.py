@@ -143,3 +143,17 @@ def test_studies_without_cards_or_results_have_no_examples(tmp_path: Path) -> No
     for number, families in enumerate((("predictions", "results"), ("tasks", "predictions"))):
         page = build_page(tiny(families=families).write(Store(tmp_path / str(number))))
         assert 'id="examples"' not in page and 'href="#examples"' not in page
+
+
+def test_a_card_says_whether_other_tasks_help(tmp_path: Path) -> None:
+    store = tiny(modalities=MIXED, families=FAMILIES, seeds=(0, 1, 2)).write(Store(tmp_path))
+    assert {gallery.help for gallery in galleries(store)} == {""}
+    for task, seeds in {"movie": (False,) * 3, "amazon": (True, False, True), "news20": (True,) * 3}.items():
+        for seed, helps in enumerate(seeds):
+            for shots, said in ((16, helps), (4, not helps)):
+                name = f"{task}@{shots}#{seed}"
+                commit(store, f"baselines/{name}/crossfit", {"made_up.json": b"{}"}, slice=name, helps=said)
+    amazon, movie, news = (gallery.help for gallery in galleries(store))
+    assert movie.startswith("Nothing here helps this task") and movie in build_page(store)
+    assert amazon.startswith("Others help this task") and amazon.endswith(", on 2 of 3 seeds.")
+    assert news == amazon.replace(", on 2 of 3 seeds", "")

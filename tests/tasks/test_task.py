@@ -19,12 +19,16 @@ def make_task(per_class: int, classes: int = 3) -> Task:
     return Task("toy", "text", "accuracy", labels, labels, {"train": train, "validation": validation, "test": ()}, "f")
 
 
-@pytest.mark.parametrize("text", ["movie@16#0", "movie@full#3", "my-own_task2@1#12"])
+@pytest.mark.parametrize("text", ["movie@16#0", "movie@full#3", "my-own_task2@1#12", "movie@16#0~2of4"])
 def test_a_slice_is_read_as_it_is_written(text: str) -> None:
     assert str(Slice.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["movie", "movie@0#1", "movie@-1#0", "Movie@1#0", "movie@1", "movie@1#0 ", "@1#0"])
+NOT = ["movie", "movie@0#1", "movie@-1#0", "Movie@1#0", "movie@1", "movie@1#0 ", "@1#0"]
+NOT_FOLDS = ["movie@1#0~0of2", "movie@1#0~3of2", "movie@1#0~1", "movie@full#0~1of2"]
+
+
+@pytest.mark.parametrize("text", [*NOT, *NOT_FOLDS])
 def test_what_is_no_slice_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a slice"):
         Slice.parse(text)
@@ -53,6 +57,29 @@ def test_more_shots_extend_fewer_and_seeds_differ() -> None:
     assert more.validation == few.validation
     assert draw(task, Slice("toy", 4, 5)) == few
     assert draw(task, Slice("toy", 4, 6)) != few
+
+
+@pytest.mark.parametrize(("shots", "folds"), [(16, 4), (16, 2), (4, 2), (5, 3), (1, 2)])
+def test_each_example_is_held_out_once_and_folds_are_balanced(shots: int, folds: int) -> None:
+    task, whole = make_task(per_class=20), Slice("toy", shots, 3)
+    data = draw(task, whole)
+    parts = [draw(task, fold) for fold in whole.dealt(folds)]
+    everything = {*data.train, *data.validation}
+    held = [example for part in (data, *parts) for example in part.validation]
+    assert len(held) == len({*held}) and {*held} == everything
+    for part in parts:
+        assert {*part.train} == everything - {*part.validation} and {*data.validation} <= {*part.train}
+        assert len(part.train) == len({*part.train})
+        counts = [sum(example.label == label for example in part.validation) for label in range(3)]
+        assert max(counts) - min(counts) <= 1 and abs(sum(counts) - len(data.train) / folds) < 1
+
+
+def test_folds_come_after_their_slice_and_are_no_more_than_there_are_shots() -> None:
+    whole = Slice("toy", 1, 0)
+    first, *rest = whole.dealt(4)
+    assert sorted([*rest, first, whole]) == [whole, first, *rest] and str(first) == "toy@1#0~1of4"
+    with pytest.raises(PituneError, match=r"^slice toy@1#0~1of4: has 3 shots in all, 4 folds need 4 or more$"):
+        draw(make_task(per_class=8), first)
 
 
 def test_a_full_slice_has_everything() -> None:

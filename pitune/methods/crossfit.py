@@ -1,0 +1,55 @@
+"""Single, nearest or pi, chosen by cross-fitting, and averaged over folds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pitune.interpolation.jobs import CrossfitJob, TuningJob
+from pitune.methods.base import Method
+from pitune.methods.pi import Pi
+from pitune.methods.stacked import MEMBERS
+
+if TYPE_CHECKING:
+    from pitune.plan.builder import Builder
+    from pitune.plan.node import Node
+    from pitune.tasks.task import Slice
+
+
+def _crossfit(materials: Any, job: CrossfitJob) -> None:
+    from pitune.interpolation.crossfit import crossfit  # brings torch, which a report does without
+
+    crossfit(materials, job)
+
+
+class Crossfit(Method):
+    """``single``, ``nearest`` or ``pi``, chosen by every example that a target has, and averaged over its folds.
+
+    Each is fitted again on the folds of the target's shots (``sweep.folds``). The best on what these hold out is taken,
+    if it is clearly better than ``single``, else ``single``.
+    """
+
+    name = "crossfit"
+    title = "cross-fit"
+    note = (
+        "single, or nearest or pi where it is clearly better on what folds of the shots hold out; the average over the "
+        "folds"
+    )
+    sees = "shots"
+
+    def build(self, plan: Builder, target: Slice) -> Node | None:
+        """Build the three, and the choice among them."""
+        names = tuple(node.name for node in (method.build(plan, target) for method in MEMBERS) if node)
+        tuned = Pi().build(plan, target)
+        assert tuned is not None and isinstance(tuned.job, TuningJob)
+        pi, folds = tuned.job, plan.config.sweep.folds if target.shots else 0
+        inputs = {
+            "makes": "cross-fit",
+            "slice": str(target),
+            "members": [[name, plan.fingerprint(name)] for name in names],
+            "folds": folds,
+        }
+        parts = (pi.neighbours, pi.own, pi.recipe, pi.interpolation, pi.sweep, self.name, names, folds)
+        job = CrossfitJob((f"baselines/{target}/{self.name}",), inputs, target, *parts)
+        needs = (*names, *(near.expert for near in pi.neighbours))
+        cost = folds * len(names) * pi.recipe.steps * pi.recipe.batch_size + plan.facts.validated(target) / 2
+        return plan.add(job, self.name, "task", needs, cost, _crossfit)
