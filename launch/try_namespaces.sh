@@ -23,7 +23,7 @@ started=()
 finish() {
     for process in "${started[@]}"; do kill "$process" 2>"$work/end" || true; done
     wait
-    for space in "$bridge"-{far,farther}; do ip netns del "$space"; done
+    for space in "$bridge"-{far,farther}; do ip netns del "$space" || true; done
     ip link del "$bridge"
 }
 trap finish EXIT
@@ -51,8 +51,13 @@ node() {
     ip netns exec "$bridge-$1" unshare --uts bash -c "hostname $1; mount -t tmpfs tmpfs /tmp/ray; exec ray start --block \
         --address $near:6377 --node-ip-address $2 --num-cpus 1 --object-store-memory 100000000" >"$work/$1.log" 2>&1 &
     started+=($!)
-    until curl --silent --header "Authorization: Bearer $RAY_AUTH_TOKEN" "$RAY_API_SERVER_ADDRESS/nodes?view=summary" |
-        grep --quiet "$2"; do sleep 1; done
+    for _ in $(seq 60); do
+        if curl --silent --header "Authorization: Bearer $RAY_AUTH_TOKEN" "$RAY_API_SERVER_ADDRESS/nodes?view=summary" |
+            grep --quiet "$2"; then return; fi
+        sleep 1
+    done
+    echo "node $1 does not come up; see $work/$1.log" >&2
+    exit 1
 }
 
 ip link add "$bridge" type bridge
@@ -125,7 +130,10 @@ END
 say "a node dies amid it"
 "$here/launch/submit.sh" --detach "$work/study.yaml" "${bucket/tiny/hurt}" --set runtime.gangs=3 | tee "$work/hurt.log"
 job=$(sed -n 's/^job \([^:]*\):.*/\1/p' "$work/hurt.log")
-until grep --quiet "experts/.*manifest" <<<"$(list hurt)"; do sleep 0.5; done
+for _ in $(seq 240); do
+    if grep --quiet "experts/.*manifest" <<<"$(list hurt)"; then break; fi
+    sleep 0.5
+done
 ip netns pids "$bridge-farther" | xargs kill -9
 list hurt | grep --count "experts/.*manifest" | sed 's/^/experts by then: /'
 ray job logs --follow "$job" | tail -n 5

@@ -164,7 +164,7 @@ def _check_finite(loss: float, what: str, name: str, step: int) -> None:
     if not math.isfinite(loss):
         raise PituneError(
             f"interpolation of {name}: the {what} is {loss} at step {step + 1}; "
-            "lower interpolation.weights_learning_rate or interpolation.experts_rate"
+            "lower its learning rate, interpolation.weights_learning_rate or interpolation.experts_rate"
         )
 
 

@@ -126,7 +126,7 @@ def help_said(seeds: Sequence[bool]) -> str:
     if not any(seeds):
         return "Nothing here helps this task: on held-out shots, no other brings what is clearly better than its own."
     some = "" if all(seeds) else f", on {sum(seeds)} of {plural(len(seeds), 'seed')}"
-    return f"Others help this task: on held-out shots, they bring what is clearly better than its own{some}."
+    return f"On held-out shots, what is tuned from others' experts is clearly better than its own{some}."
 
 
 def _gallery(

@@ -5,6 +5,7 @@ Workers are started after their controller, whose own start is thus part of ever
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import uuid
 from collections.abc import Mapping
@@ -104,7 +105,8 @@ def free_rooms(rooms: str) -> None:
     """Free the rooms whose names begin so: Ray keeps those of a dead controller for as long as the driver lives."""
     for room in placement_group_table().values():
         if room["name"].startswith(rooms) and room["state"] != "REMOVED":
-            remove_placement_group(get_placement_group(room["name"]))
+            with contextlib.suppress(ValueError):  # it has gone just now
+                remove_placement_group(get_placement_group(room["name"]))
 
 
 class FixedSize(FixedScalingPolicy):

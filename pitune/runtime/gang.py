@@ -67,8 +67,8 @@ class Gang:
             self._tries += 1
             self.error = self._led()
             with contextlib.suppress(ray.exceptions.RayError):
-                free_rooms(self._rooms)
                 ray.get(self._queue.lost.remote(self.name))
+                free_rooms(self._rooms)
             if not self.error:
                 return
 
