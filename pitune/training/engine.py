@@ -91,6 +91,27 @@ def start_distributed(device: torch.device) -> None:
         else:
             dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    if backend == "gloo":
+        _gather_at_once(deepspeed.comm.comm.cdb)
+
+
+def _gather_at_once(backend: Any) -> None:
+    """Have a backend of DeepSpeed's gather before it returns, also where it is to be waited for later; once is enough.
+
+    Of many parameters that it gathers ZeRO-3 waits for the last only (DeepSpeed 0.19). NCCL ends them in their order;
+    gloo's threads may not, so that now and then a step computed with what was not there yet.
+    """
+    gather = backend.all_gather_function
+    if hasattr(gather, "at_once"):
+        return
+
+    def gathered(*inputs: Any, async_op: bool = False, **named: Any) -> Any:
+        work = gather(*inputs, async_op=True, **named)
+        work.wait()
+        return work if async_op else None
+
+    vars(gathered)["at_once"] = True
+    backend.all_gather_function = gathered
 
 
 class Engine:
@@ -126,7 +147,7 @@ class Engine:
         self._engine: Any = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            config=_deepspeed_config(settings, sum(p.numel() for p in self._trainable.values()), self._device),
+            config=_deepspeed_config(settings, sum(p.numel() for p in self._trainable.values())),
             dist_init_required=False,
         )[0]
 
@@ -281,12 +302,8 @@ def _forget_modules() -> None:
     inspect.getclosurevars(cached).nonlocals["func"].cache_clear()  # a cache inside a decorator
 
 
-def _deepspeed_config(settings: EngineSettings, trainable: int, device: torch.device) -> dict[str, Any]:
-    """Return DeepSpeed's configuration; ``trainable`` numbers bound its buffers, which are large by default.
-
-    On a CPU, ZeRO-3 gathers one parameter after another: of many at once DeepSpeed 0.19 waits for the last only, and
-    gloo's threads may end them in another order, so that now and then a step computed with what was not there yet.
-    """
+def _deepspeed_config(settings: EngineSettings, trainable: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration; ``trainable`` numbers bound its buffers, which are large by default."""
     bucket = max(min(trainable, 500_000_000), 1)
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -295,12 +312,7 @@ def _deepspeed_config(settings: EngineSettings, trainable: int, device: torch.de
         "steps_per_print": None,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {
-            "stage": settings.zero_stage,
-            "reduce_bucket_size": bucket,
-            "overlap_comm": False,
-            "stage3_allgather_sequential": device.type == "cpu",
-        },
+        "zero_optimization": {"stage": settings.zero_stage, "reduce_bucket_size": bucket, "overlap_comm": False},
     }
 
 

@@ -164,7 +164,7 @@ def test_a_loss_that_is_not_a_number_is_one_line(tiny: TextBackbone) -> None:
     list(experts[0].values())[-1]["lora_A.weight"][:] = math.nan
     train, validation = (make_rows(tiny, TASK, split) for split in ("train", "validation"))
     with pytest.raises(
-        PituneError, match=r"^interpolation of toy@8#0: the loss is nan at step 1; lower interpolation\."
+        PituneError, match=r"^interpolation of toy@8#0: the loss is nan at step 1; lower its learning rate"
     ):
         tune(
             setting(tiny, LORA), experts, torch.zeros(2), train, validation, RECIPE, InterpolationSettings(), "toy@8#0"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pitune.errors import PituneError
 from pitune.training import guard
-from pitune.training.engine import Engine, EngineSettings, start_distributed
+from pitune.training.engine import Engine, EngineSettings
 
 EXPERTS, ROWS, WIDTH, RANK, STEPS, RATE = 3, 5, 16, 2, 6, 1e-2
 Stage = Literal[0, 1, 2, 3]
@@ -131,23 +131,26 @@ def test_two_workers_whose_gatherings_end_late_equal_a_plain_adamw_loop() -> Non
 
 def work() -> None:
     """What each of the two does: train with ZeRO-3, where a gathering begins no earlier than somebody waits for it."""
-    start_distributed(torch.device("cpu"))
-    from deepspeed.comm.torch import TorchBackend
-
-    gather = TorchBackend.all_gather_into_tensor
+    gather = torch.distributed.all_gather_into_tensor
 
     class Late:
-        def __init__(self, *inputs: Any, **named: Any) -> None:
-            self.wait = lambda: gather(*inputs, **named)
+        def __init__(self, **given: Any) -> None:
+            self.given = given
 
-    def begin(self: Any, output_tensor: Tensor, input_tensor: Tensor, group: Any = None, async_op: bool = False) -> Any:
+        def wait(self) -> None:
+            if self.given:
+                gather(**self.given)
+                self.given = {}
+
+    def begin(output_tensor: Tensor, input_tensor: Tensor, group: Any = None, async_op: bool = False) -> Any:
         part = input_tensor.clone()  # it may be a part of the output
         output_tensor.fill_(math.nan)
-        return (Late if async_op else gather)(self, output_tensor, part, group)
+        late = Late(output_tensor=output_tensor, input_tensor=part, group=group)
+        return late if async_op else late.wait()
 
     expected_losses, expected = plain()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TorchBackend, "all_gather_into_tensor", begin)
+        patch.setattr(torch.distributed, "all_gather_into_tensor", begin)
         with Engine(model(), EngineSettings(3), experts=EXPERTS) as engine:
             losses = go(engine)
             found = engine.gathered()
