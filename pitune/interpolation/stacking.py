@@ -32,8 +32,8 @@ def stack(materials: Materials, job: StackingJob) -> None:
     if all(loss is None for loss in losses.values()):
         raise PituneError(f"{job.artifacts[0]}: none of {', '.join(job.tried)} has a validation loss that is a number")
     weights = likelihood_weights(list(losses.values()), len(rows))
-    experts = [materials.expert(name) for name in job.tried]
-    expert, rank_error = averaged(materials, experts, weights, job.max_rank)
+    held = [(materials.expert(name), weight) for name, weight in zip(job.tried, weights, strict=True) if weight]
+    expert, rank_error = averaged(materials, [one for one, _ in held], [weight for _, weight in held], job.max_rank)
     bank = Bank(materials.kind, [expert]).to(materials.backbone.device)
     took = spent_together(list(found.values()))
     materials.store.commit(
@@ -75,10 +75,9 @@ def averaged(
 
     A LoRA has as many ranks as its members together, or ``max_rank``: padding, which aligns them, is cut off again.
     """
-    held = [(expert, weight) for expert, weight in zip(experts, weights, strict=True) if weight]
-    found = added_up(Bank(materials.kind, [expert for expert, _ in held]), materials.start, [w for _, w in held])
+    found = added_up(Bank(materials.kind, experts), materials.start, weights)
     if not isinstance(materials.kind, Lora):
         return found, 0.0
-    ranks = sum(len(next(iter(expert.values()))[A]) for expert, _ in held)
+    ranks = sum(len(next(iter(expert.values()))[A]) for expert in experts)
     found, error = truncate(found, min(ranks, max_rank or ranks))
     return found, round(error, DIGITS)
