@@ -62,16 +62,9 @@ class Mixture(nn.Module):
         """Whether it acts on texts beside each example otherwise."""
         return self.members.conditional
 
-    @contextlib.contextmanager
-    def attached(self, model: nn.Module, examples: Tensor | None = None) -> Iterator[None]:
+    def attached(self, model: nn.Module, examples: Tensor | None = None) -> contextlib.AbstractContextManager[None]:
         """Let the mixed expert act on ``model`` inside the block, beside ``examples`` as a bank's experts would."""
-        mixed = self.mixed()
-        sites = {path: lambda path=path: mixed[path] for path in mixed}  # type: ignore[misc]
-        handles = attach(self.members.kind, model, sites, examples)
-        try:
-            yield
-        finally:
-            detach(handles)
+        return SideBySide([self]).attached(model, examples)
 
     @torch.no_grad()
     def merged(self) -> Expert:
@@ -79,6 +72,28 @@ class Mixture(nn.Module):
         return {
             path: {key: tensor[0].cpu().clone() for key, tensor in held.items()} for path, held in self.mixed().items()
         }
+
+
+class SideBySide:
+    """Several mixtures of as many members each, as who acts: each on a group of rows of its own."""
+
+    def __init__(self, mixtures: Sequence[Mixture]) -> None:
+        self.mixtures, self.conditional = mixtures, mixtures[0].conditional
+
+    @contextlib.contextmanager
+    def attached(self, model: nn.Module, examples: Tensor | None = None) -> Iterator[None]:
+        """Let the mixed experts act on ``model`` inside the block, beside ``examples`` as a bank's would."""
+        each = [one.mixed() for one in self.mixtures]
+        mixed = {
+            path: {name: torch.cat([one[path][name] for one in each]) for name in held}
+            for path, held in each[0].items()
+        }
+        sites = {path: lambda path=path: mixed[path] for path in mixed}  # type: ignore[misc]
+        handles = attach(self.mixtures[0].members.kind, model, sites, examples)
+        try:
+            yield
+        finally:
+            detach(handles)
 
 
 def _located(backbone: Backbone, path: str) -> Site:

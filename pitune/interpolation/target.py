@@ -14,7 +14,7 @@ from pitune.experts.checkpoint import to_files
 from pitune.experts.lora import truncate
 from pitune.interpolation.jobs import ControlJob, TuningJob
 from pitune.interpolation.settings import Own
-from pitune.interpolation.tune import Setting, Tuned, Validation, starting_logits, tune
+from pitune.interpolation.tune import Setting, Tuned, Tuning, Validation, starting_logits, tune
 from pitune.materials import Materials
 from pitune.objectives.rows import seed_of
 from pitune.store import table_bytes
@@ -32,6 +32,24 @@ def attempt(
 ) -> Tuned:
     """Tune the interpolation of a target with its first k sources from one start; see :func:`tune`.
 
+    The arguments are those of :func:`tuning`, and ``report``, called with the steps done and the validation.
+    """
+    validation = materials.rows(((job.slice, 1.0),), "validation")
+    chosen = tuning(materials, job, k, temperature, own, rate, experts)
+    return tune(Setting.of(materials), chosen, validation, report, job.sweep.validate_every)
+
+
+def tuning(
+    materials: Materials,
+    job: TuningJob,
+    k: int,
+    temperature: float,
+    own: Own,
+    rate: float,
+    experts: Sequence[Expert] | None = None,
+) -> Tuning:
+    """Return the interpolation of a target with its first k sources, to be tuned.
+
     Args:
         materials: the study's.
         job: the target, its sources, and how it is tuned.
@@ -39,26 +57,15 @@ def attempt(
         temperature: of the weights' start.
         own: the target's own expert in the mixture.
         rate: the learning rates of weights and experts, as a share of what the job has.
-        report: called with the steps done and the validation.
         experts: those that are mixed, the own one last; None: the job's.
     """
     mixed = list(experts or [materials.expert(artifact) for artifact in job.experts(k)])
     if own == "fresh":
         mixed[-1] = materials.start
-    data = ((job.slice, 1.0),)
+    logits = starting_logits(job.similarities(k), temperature, job.interpolation.start, own)
     rates = {name: rate * getattr(job.interpolation, name) for name in ("weights_learning_rate", "experts_rate")}
-    return tune(
-        Setting.of(materials),
-        mixed,
-        starting_logits(job.similarities(k), temperature, job.interpolation.start, own),
-        materials.rows(data, "train"),
-        materials.rows(data, "validation"),
-        job.recipe,
-        job.interpolation.model_copy(update=rates),
-        str(job.slice),
-        report,
-        job.sweep.validate_every,
-    )
+    settings = job.interpolation.model_copy(update=rates)
+    return Tuning(mixed, logits, materials.rows(((job.slice, 1.0),), "train"), job.recipe, settings, str(job.slice))
 
 
 def interpolation_files(materials: Materials, job: TuningJob, k: int, tuned: Tuned) -> tuple[dict[str, bytes], float]:

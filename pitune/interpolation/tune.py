@@ -1,4 +1,4 @@
-"""Tune an interpolation on its target: the weights alone, or the weights and the experts."""
+"""Tune interpolations on their targets: the weights alone, or the weights and the experts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from pitune.backbones import Backbone
 from pitune.errors import PituneError
 from pitune.experts import Expert, ExpertKind
-from pitune.interpolation.mixture import Mixture
+from pitune.interpolation.mixture import Mixture, SideBySide
 from pitune.interpolation.settings import InterpolationSettings, Own, Start
 from pitune.materials import Materials
 from pitune.objectives import Acting, Objective, Row, Rows, right
@@ -108,42 +108,53 @@ def validate(setting: Setting, mixture: Mixture, rows: Rows) -> Validation:
     return validate_all(setting, mixture, 1, rows)[0]
 
 
-def tune(
-    setting: Setting,
-    experts: Sequence[Expert],
-    logits: Tensor,
-    train: Rows,
-    validation: Rows,
-    recipe: Recipe,
-    settings: InterpolationSettings,
-    name: str,
-    report: Callable[[int, Validation], None] = lambda step, found: None,
-    report_every: int | None = None,
-) -> Tuned:
-    """Tune the mixture of ``experts`` (the target's own last) on a target slice.
+@dataclass(frozen=True)
+class Tuning:
+    """A mixture to tune on a target slice.
 
-    Args:
-        setting: the backbone, the experts' kind, the objective.
-        experts: k + 1 experts.
+    Attributes:
+        experts: k + 1 experts, the target's own last.
         logits: alpha at the start, (k + 1,).
         train: the slice's training rows.
-        validation: its validation rows.
         recipe: steps, rows, schedule and selection, shared with the methods that this one is compared with.
         settings: granularity, learning rates and what is trained.
         name: the slice, which fixes the order of the rows.
+    """
+
+    experts: Sequence[Expert]
+    logits: Tensor
+    train: Rows
+    recipe: Recipe
+    settings: InterpolationSettings
+    name: str
+
+
+def tune(
+    setting: Setting,
+    tuning: Tuning,
+    validation: Rows,
+    report: Callable[[int, Validation], None] = lambda step, found: None,
+    report_every: int | None = None,
+) -> Tuned:
+    """Tune a mixture.
+
+    Args:
+        setting: the backbone, the experts' kind, the objective.
+        tuning: the mixture, and how it is tuned.
+        validation: the slice's validation rows.
         report: called with the number of steps done and the mixture's scores on the validation rows.
         report_every: steps between reports; the last step is always reported. Reports select nothing.
 
     Raises:
         PituneError: a loss is not a number.
     """
-    mixture = Mixture(setting.backbone, setting.kind, experts, logits, settings.granularity).to(setting.backbone.device)
+    descent, recipe, name = _Descent(setting, tuning), tuning.recipe, tuning.name
+    mixture = descent.mixture
     start = mixture.weights().detach().cpu()
-    descent = _Descent(setting, mixture, recipe, settings)
     curve: list[dict[str, float]] = []
     best: tuple[float, dict[str, Tensor], Validation] | None = None
-    for step, chosen in enumerate(train.order(name, recipe.steps, recipe.batch_size).tolist()):
-        point = {"step": step + 1, "loss": descent.step(step, train.take(chosen)), "validation": math.nan}
+    for step in range(recipe.steps):
+        point = {"step": step + 1, "loss": _step(setting, [descent], step)[0], "validation": math.nan}
         _check_finite(point["loss"], "loss", name, step)
         reports = report_every is not None and (step + 1) % report_every == 0
         if reports or recipe.validates(step):
@@ -160,6 +171,26 @@ def tune(
     return Tuned(mixture, start, curve, best[2])
 
 
+def tune_together(setting: Setting, tunings: Sequence[Tuning]) -> list[Expert | None]:
+    """Tune several mixtures side by side, each to its last step, and return what they merge to.
+
+    Each comes to what it comes to alone: it has rows, rates, a loss and a loss scale of its own. Nothing is validated.
+
+    Args:
+        setting: as :func:`tune` takes it.
+        tunings: of as many members, steps and rows each.
+
+    Returns:
+        An expert each; None where a loss was not a number.
+    """
+    descents = [_Descent(setting, one) for one in tunings]
+    left = descents
+    for step in range(tunings[0].recipe.steps if tunings else 0):
+        losses = _step(setting, left, step)
+        left = [one for one, loss in zip(left, losses, strict=True) if math.isfinite(loss)]
+    return [one.mixture.merged() if one in left else None for one in descents]
+
+
 def _check_finite(loss: float, what: str, name: str, step: int) -> None:
     if not math.isfinite(loss):
         raise PituneError(
@@ -169,27 +200,57 @@ def _check_finite(loss: float, what: str, name: str, step: int) -> None:
 
 
 class _Descent:
-    """Takes a mixture's optimizer steps."""
+    """A mixture, its order of rows and its optimizer."""
 
-    def __init__(self, setting: Setting, mixture: Mixture, recipe: Recipe, settings: InterpolationSettings) -> None:
-        self._setting, self._mixture, self._recipe = setting, mixture, recipe
-        self._optimizer = _optimizer(mixture, recipe, settings)
-        backbone = setting.backbone
+    def __init__(self, setting: Setting, tuning: Tuning) -> None:
+        backbone, recipe, settings = setting.backbone, tuning.recipe, tuning.settings
+        mixture = Mixture(backbone, setting.kind, tuning.experts, tuning.logits, settings.granularity)
+        self.mixture = mixture.to(backbone.device)
+        self._recipe, self._train = recipe, tuning.train
+        self._order = tuning.train.order(tuning.name, recipe.steps, recipe.batch_size).tolist()
+        self._optimizer = _optimizer(self.mixture, recipe, settings)
         # As the engine does for the other methods: small gradients are lost in fp16 unless the loss is scaled.
         self._scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.is_fp16)
 
-    def step(self, step: int, rows: Sequence[Row]) -> float:
-        """Take step ``step`` (from 0) on these rows, unless their loss is not a number; return the loss."""
+    def rows(self, step: int) -> list[Row]:
+        """Return the rows of step ``step`` (from 0)."""
+        return self._train.take(self._order[step])
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return what the backward pass begins with."""
+        scaled: Tensor = self._scaler.scale(loss)
+        return scaled
+
+    def move(self, step: int) -> None:
+        """Take step ``step`` by the gradients that are there, and forget them."""
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * self._recipe.rate(step) / self._recipe.learning_rate
-        setting = self._setting
-        loss = setting.objective.losses(setting.backbone, self._mixture, setting.batch([rows])).mean()
-        if loss.isfinite():
-            self._optimizer.zero_grad()
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
-        return float(loss.detach())
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad()
+
+
+def _step(setting: Setting, descents: Sequence[_Descent], step: int) -> list[float]:
+    """Take step ``step`` of each and return the losses; one whose loss is not a number stands still.
+
+    As in packed training, so many go into a pass as a processor's cache holds the rows of. Where they act on texts,
+    too, each goes alone: the texts are the larger part, and would take as many times the memory.
+    """
+    groups = [one.rows(step) for one in descents]
+    alone = setting.objective.shares(setting.backbone, setting.firsts)
+    each = 1 if alone else max(1, setting.backbone.rows_at_once // max(map(len, groups), default=1))
+    losses: list[float] = []
+    for start in range(0, len(descents), each):
+        part = descents[start : start + each]
+        acting = SideBySide([one.mixture for one in part])
+        found = setting.objective.losses(setting.backbone, acting, setting.batch(groups[start : start + each])).mean(1)
+        moving = [(one, loss) for one, loss in zip(part, found, strict=True) if loss.isfinite()]
+        if moving:
+            torch.stack([one.scaled(loss) for one, loss in moving]).sum().backward()  # type: ignore[no-untyped-call]
+        for one, _ in moving:
+            one.move(step)
+        losses += found.tolist()
+    return losses
 
 
 def _optimizer(mixture: Mixture, recipe: Recipe, settings: InterpolationSettings) -> torch.optim.Optimizer:

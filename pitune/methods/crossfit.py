@@ -37,7 +37,12 @@ class Crossfit(Method):
     sees = "shots"
 
     def build(self, plan: Builder, target: Slice) -> Node | None:
-        """Build the three, and the choice among them."""
+        """Build the three, and the choice among them.
+
+        Raises:
+            PituneError: the target has fewer shots than there are folds.
+        """
+        plan.facts.check_folds(target)
         names = tuple(node.name for node in (method.build(plan, target) for method in MEMBERS) if node)
         tuned = Pi().build(plan, target)
         assert tuned is not None and isinstance(tuned.job, TuningJob)

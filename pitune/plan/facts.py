@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from pitune.errors import PituneError
 from pitune.settings import Settings
 from pitune.tasks.task import VALIDATION_SHOTS, Slice, Task, check_shots
 
@@ -67,6 +68,19 @@ class Facts:
         if kind not in self._drawable:
             check_shots(self.task(chosen.task), chosen)
             self._drawable.add(kind)
+
+    def check_folds(self, chosen: Slice) -> None:
+        """Check that a slice's shots can be dealt into ``sweep.folds``; it is drawn only where they may be too few.
+
+        Raises:
+            PituneError: there are fewer.
+        """
+        folds = self.config.sweep.folds
+        if chosen.shots is None or chosen.shots >= folds:
+            return
+        has = len(self.materials.data(chosen).train)
+        if has < folds:
+            raise PituneError(f"sweep.folds: found {folds}, target {chosen} has {has} shots in all; use at most {has}")
 
     def recipe(self, chosen: Slice) -> Recipe:
         """Return how a slice is trained."""

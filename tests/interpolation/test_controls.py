@@ -16,7 +16,7 @@ from pitune.experts import Lora
 from pitune.interpolation.jobs import ControlJob
 from pitune.interpolation.settings import InterpolationSettings, SweepSettings
 from pitune.interpolation.target import random_expert, tune_control
-from pitune.interpolation.tune import Setting, starting_logits, tune
+from pitune.interpolation.tune import Setting, Tuning, starting_logits, tune
 from pitune.materials import Materials
 from pitune.training.recipe import Recipe
 
@@ -59,16 +59,9 @@ def test_a_control_is_tuned_by_the_chosen_setting(randomized: bool, own: Any, ma
         some = [random_expert(materials, one, f"a@4#0 {name}") for one, name in zip(some, names, strict=True)]
     some.append(materials.start if own == "fresh" else experts[-1])
     train, validation = (materials.rows(((TARGET, 1.0),), split) for split in ("train", "validation"))
-    expected = tune(
-        Setting.of(materials),
-        some,
-        starting_logits(similarities, 0.3, "similarity", own),
-        train,
-        validation,
-        FEW,
-        InterpolationSettings(weights_learning_rate=0.04, experts_rate=1.0),  # twice what they are by themselves
-        "a@4#0",
-    )
+    logits = starting_logits(similarities, 0.3, "similarity", own)
+    twice = InterpolationSettings(weights_learning_rate=0.04, experts_rate=1.0)  # what they are by themselves
+    expected = tune(Setting.of(materials), Tuning(some, logits, train, FEW, twice, "a@4#0"), validation)
     exported = materials.expert("controls/a@4#0/x")
     merged = expected.mixture.merged()
     torch.testing.assert_close(flat(exported), flat(merged), atol=1e-6, rtol=1e-5)

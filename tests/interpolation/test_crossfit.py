@@ -18,7 +18,7 @@ from pitune.experts.lora import A
 from pitune.interpolation.crossfit import crossfit, judge
 from pitune.interpolation.jobs import CrossfitJob
 from pitune.interpolation.settings import InterpolationSettings, SweepSettings
-from pitune.interpolation.tune import Setting, starting_logits, tune
+from pitune.interpolation.tune import Setting, Tuning, starting_logits, tune
 from pitune.materials import Materials
 from pitune.tasks.task import Slice
 from pitune.training.engine import EngineSettings
@@ -92,8 +92,8 @@ def mixed(materials: Materials, fold: Slice, how: Any) -> Expert:
     experts = [*(materials.expert(near.expert) for near in NEAR[:2]), own]
     logits = starting_logits([near.similarity for near in NEAR[:2]], 0.3, "similarity", how)
     rates = InterpolationSettings(weights_learning_rate=0.04, experts_rate=1.0)
-    rows = [materials.rows(((fold, 1.0),), role) for role in ("train", "validation")]
-    return tune(Setting.of(materials), experts, logits, *rows, LAST, rates, str(fold)).mixture.merged()
+    train, held = (materials.rows(((fold, 1.0),), role) for role in ("train", "validation"))
+    return tune(Setting.of(materials), Tuning(experts, logits, train, LAST, rates, str(fold)), held).mixture.merged()
 
 
 def held_out(materials: Materials, chosen: Slice, expert: Expert) -> list[float]:

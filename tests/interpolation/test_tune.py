@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
@@ -16,7 +17,8 @@ from pitune.errors import PituneError
 from pitune.experts import Bank, ExpertKind
 from pitune.interpolation.mixture import Mixture
 from pitune.interpolation.settings import InterpolationSettings
-from pitune.interpolation.tune import Tuned, Validation, starting_logits, tune, validate
+from pitune.interpolation.tune import Tuned, Tuning, Validation, starting_logits, tune, tune_together, validate
+from pitune.objectives import Match, Rows
 from pitune.training.recipe import Recipe
 
 LORA, ADAPTER = KINDS
@@ -28,9 +30,8 @@ def run(encoder: TextBackbone, kind: ExpertKind = LORA, recipe: Recipe = RECIPE,
     experts = [random_expert(kind, encoder, seed) for seed in range(3)]
     train, validation = (make_rows(encoder, TASK, split) for split in ("train", "validation"))
     chosen = InterpolationSettings.model_validate(settings)
-    return tune(
-        setting(encoder, kind), experts, torch.tensor([0.2, 0.1, 1.0]), train, validation, recipe, chosen, "toy@8#0"
-    )
+    tuning = Tuning(experts, torch.tensor([0.2, 0.1, 1.0]), train, recipe, chosen, "toy@8#0")
+    return tune(setting(encoder, kind), tuning, validation)
 
 
 def score(encoder: TextBackbone, bank: Bank | Mixture) -> tuple[float, Tensor]:
@@ -109,9 +110,8 @@ def test_best_and_last(tiny: TextBackbone) -> None:
         train, validation = (make_rows(tiny, TASK, split) for split in ("train", "validation"))
         validation.rows = [replace(row, target=(row.target + 1) % 3) for row in validation.rows]
         recipe = RECIPE.model_copy(update={"learning_rate": 0.3, "select": select})
-        tuned = tune(
-            setting(tiny, LORA), experts, torch.zeros(3), train, validation, recipe, InterpolationSettings(), "toy@8#0"
-        )
+        tuning = Tuning(experts, torch.zeros(3), train, recipe, InterpolationSettings(), "toy@8#0")
+        tuned = tune(setting(tiny, LORA), tuning, validation)
         assert validate(setting(tiny, LORA), tuned.mixture, validation).loss == pytest.approx(
             tuned.validation.loss, abs=1e-5
         )
@@ -126,10 +126,11 @@ def test_reports_select_nothing(select: str, tiny: TextBackbone) -> None:
     told: list[tuple[int, Validation]] = []
     experts = [random_expert(LORA, tiny, seed) for seed in range(2)]
     train, validation = (make_rows(tiny, TASK, split) for split in ("train", "validation"))
+    recipe = RECIPE.model_copy(update={"select": select, "validate_every": None, "learning_rate": 0.3})
     tuned = tune(
-        *(setting(tiny, LORA), experts, torch.zeros(2), train, validation),
-        RECIPE.model_copy(update={"select": select, "validate_every": None, "learning_rate": 0.3}),
-        *(InterpolationSettings(), "toy@8#0"),
+        setting(tiny, LORA),
+        Tuning(experts, torch.zeros(2), train, recipe, InterpolationSettings(), "toy@8#0"),
+        validation,
         report=lambda step, found: told.append((step, found)),
         report_every=3,
     )
@@ -163,9 +164,69 @@ def test_a_loss_that_is_not_a_number_is_one_line(tiny: TextBackbone) -> None:
     experts = [random_expert(LORA, tiny, seed) for seed in range(2)]
     list(experts[0].values())[-1]["lora_A.weight"][:] = math.nan
     train, validation = (make_rows(tiny, TASK, split) for split in ("train", "validation"))
+    tuning = Tuning(experts, torch.zeros(2), train, RECIPE, InterpolationSettings(), "toy@8#0")
     with pytest.raises(
         PituneError, match=r"^interpolation of toy@8#0: the loss is nan at step 1; lower its learning rate"
     ):
-        tune(
-            setting(tiny, LORA), experts, torch.zeros(2), train, validation, RECIPE, InterpolationSettings(), "toy@8#0"
+        tune(setting(tiny, LORA), tuning, validation)
+
+
+def several(encoder: TextBackbone, kind: ExpertKind, members: int) -> list[Tuning]:
+    """Return five mixtures: other rows, in another order, other experts, rates, weight decay and starts."""
+    rows = make_rows(encoder, TASK)
+    parts = [replace_rows(rows, slice(start, None, 1 + start % 2)) for start in range(5)]
+    rates = (0.05, 0.01, 0.05, 0.02, 0.1)
+    return [
+        Tuning(
+            [random_expert(kind, encoder, 10 * place + seed) for seed in range(members)],
+            torch.linspace(0, place, members),
+            part,
+            RECIPE.model_copy(update={"learning_rate": rate, "weight_decay": 0.1 * place}),
+            InterpolationSettings(experts_rate=1.0, weights_learning_rate=rate),
+            f"toy@8#{place}",
         )
+        for place, (part, rate) in enumerate(zip(parts, rates, strict=True))
+    ]
+
+
+def replace_rows(rows: Rows, chosen: slice) -> Rows:
+    found = copy.copy(rows)
+    found.rows, found.sizes = rows.rows[chosen], [len(rows.rows[chosen])]
+    return found
+
+
+@pytest.mark.parametrize("at_once", [64, 12])  # all in one pass, and two
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+def test_side_by_side_each_comes_to_what_it_comes_to_alone(
+    kind: ExpertKind, members: int, at_once: int, tiny: TextBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third has no number to start with: it is out, and nobody else's business."""
+    monkeypatch.setitem(ROWS_AT_ONCE, "cpu", at_once)
+    tunings = several(tiny, kind, members)
+    list(tunings[2].experts[0].values())[-1][next(iter(kind.parameter_names))][:] = math.nan
+    together = tune_together(setting(tiny, kind), tunings)
+    assert together[2] is None
+    validation = make_rows(tiny, TASK, "validation")
+    for place in (0, 1, 3, 4):
+        alone = tune(setting(tiny, kind), tunings[place], validation).mixture.merged()
+        found = together[place]
+        assert found is not None
+        torch.testing.assert_close(flat(found), flat(alone), atol=1e-5, rtol=1e-4)
+    assert tune_together(setting(tiny, kind), []) == []
+
+
+def test_all_may_diverge(tiny: TextBackbone) -> None:
+    tunings = several(tiny, LORA, 1)[:2]
+    for one in tunings:
+        list(one.experts[0].values())[-1]["lora_A.weight"][:] = math.nan
+    assert tune_together(setting(tiny, LORA), tunings) == [None, None]
+
+
+def test_who_acts_on_texts_goes_alone(tiny: TextBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Side by side they would need the memory of as many times the texts."""
+    live = replace(setting(tiny, LORA), objective=Match(scale=10.0, live=True))
+    seen: list[int] = []
+    plain = Match.collate
+    monkeypatch.setattr(Match, "collate", lambda self, *parts: seen.append(len(parts[2])) or plain(self, *parts))
+    assert all(tune_together(live, several(tiny, LORA, 1)[:2])) and set(seen) == {1}
