@@ -30,7 +30,8 @@ PLACE = f"baselines/{TARGET}/crossfit"
 FEW = Recipe(steps=6, batch_size=4, learning_rate=0.02, select="best", validate_every=2)
 LAST = FEW.model_copy(update={"select": "last", "validate_every": None})
 FAST = FEW.model_copy(update={"learning_rate": 0.04})
-CHOSEN: dict[str, Any] = {"top_k": 2, "temperature": 0.3, "rate": 2.0}
+CHOSEN: dict[str, Any] = {"top_k": 2, "temperature": 0.3}
+WILD = FEW.model_copy(update={"learning_rate": 1e30})
 FOLDS = 2
 
 
@@ -46,6 +47,11 @@ def test_what_is_not_clearly_better_is_left_out() -> None:
         assert judge(torch.stack([single, single - gains + 0.4 - mean])).chosen == chosen
     unsure, sure = single - 10 * (gains - 0.4) - 0.2, single - gains
     assert judge(torch.stack([single, sure + 0.3, unsure])).chosen == 0  # the best decides, and it is not sure
+    for lost in (math.nan, math.inf):
+        out = torch.tensor([0.0, 0.0, 0.0, lost], dtype=torch.float64)
+        found = judge(torch.stack([single, out, sure]))
+        assert found.losses == pytest.approx([1.0, None, 0.6]) and found.chosen == 2
+        assert found.gains == pytest.approx([0.0, None, 0.4]) and found.errors == pytest.approx([0.0, None, error])
 
 
 @pytest.fixture
@@ -55,12 +61,12 @@ def materials(tmp_path: Path, tiny_folder: Path) -> Materials:
     return made
 
 
-def finish(materials: Materials, recipe: Recipe, own: str) -> None:
-    """Let the three members be made up, and have chosen: ``single`` a recipe, ``pi`` an own expert."""
+def finish(materials: Materials, recipe: Recipe, own: str, nearest: Recipe = FAST, rate: float = 2.0) -> None:
+    """Let the three members be made up, and have chosen: ``single`` and ``nearest`` a recipe, ``pi`` the rest."""
     facts: list[dict[str, Any]] = [
         {"start": "common", "recipe": recipe.model_dump(), "steps": 12},
-        {"start": f"experts/{SOURCES[0]}", "recipe": FAST.model_dump(), "steps": 12},
-        {**CHOSEN, "own": own, "steps": 24},
+        {"start": f"experts/{SOURCES[0]}", "recipe": nearest.model_dump(), "steps": 12},
+        {**CHOSEN, "rate": rate, "own": own, "steps": 24},
     ]
     for name, source, more in zip(MEMBERS, (str(TARGET), *SOURCES[1:]), facts, strict=True):
         files = to_files(materials.kind, materials.expert(f"experts/{source}"), "tiny")
@@ -149,6 +155,26 @@ def test_a_full_slice_is_judged_by_its_validation_examples(materials: Materials)
     losses = [held_out(materials, whole, materials.expert(name)) for name in MEMBERS]
     assert list(manifest["tried"].values()) == pytest.approx([sum(one) / len(one) for one in losses], abs=1e-5)
     assert (manifest["examples"], manifest["trials"], manifest["steps"]) == (len(losses[0]), 6, 48)
+
+
+@pytest.mark.parametrize(("which", "settings"), [(1, {"nearest": WILD}), (2, {"rate": 1e30})])
+def test_what_diverges_on_a_fold_is_out_and_changes_nothing_else(
+    which: int, settings: dict[str, Any], materials: Materials
+) -> None:
+    whole = crossfitted(materials)
+    finish(materials, FEW, "trained", **settings)
+    manifest = crossfitted(materials)
+    for facts in ("tried", "gains", "errors", "accuracies"):
+        expected = {**whole[facts], MEMBERS[which]: None}
+        assert manifest[facts] == pytest.approx(expected, abs=1e-5), facts
+    assert manifest["chosen"] != MEMBERS[which] and manifest["steps"] == whole["steps"]
+
+
+def test_single_must_come_to_a_number(materials: Materials) -> None:
+    finish(materials, WILD, "fresh")
+    with pytest.raises(PituneError, match=rf"^{PLACE}: experts/{TARGET} has a loss that is no number on a fold; lower"):
+        crossfitted(materials)
+    assert materials.store.manifest(PLACE) is None
 
 
 def test_a_member_that_is_missing_is_one_line(materials: Materials) -> None:

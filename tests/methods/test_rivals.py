@@ -11,6 +11,7 @@ from fakelanes import make_everything
 from tinystudy import make_study
 
 from pitune.config import load_config
+from pitune.errors import PituneError
 from pitune.interpolation.jobs import ControlJob, CrossfitJob, MergeJob, StackingJob, TuningJob, WeightSearchJob
 from pitune.interpolation.merging import RULES
 from pitune.methods import METHODS
@@ -182,6 +183,17 @@ def test_what_is_cross_fitted_waits_for_its_members_and_their_sources(folder: Pa
     assert isinstance(full, CrossfitJob) and full.folds == full.inputs["folds"] == 0
     pi = node_of(plan, "pi").job
     assert more.nodes["interpolations/beta@2#1"].job.inputs["sweep"] == pi.inputs["sweep"]  # folds are not pi's
+
+
+def test_more_folds_than_shots_are_one_line_before_anything_runs(folder: Path, tmp_path: Path) -> None:
+    def planned(*overrides: str) -> Plan:
+        return Plan.of(load_config(folder / "study.yaml", [f"study={tmp_path}", "targets=[beta@2#1]", *overrides]))
+
+    shots = 2 * len(planned("methods=[single]", "sweep.folds=100").facts.task("beta").labels)
+    planned("methods=[crossfit]", f"sweep.folds={shots}")
+    says = rf"^sweep.folds: found {shots + 1}, target beta@2#1 has {shots} shots in all; use at most {shots}$"
+    with pytest.raises(PituneError, match=says):
+        planned("methods=[crossfit]", f"sweep.folds={shots + 1}")
 
 
 def test_the_controls_are_made_from_pi_and_are_no_rivals(plan: Plan) -> None:
