@@ -231,14 +231,9 @@ class _Descent:
 
 
 def _step(setting: Setting, descents: Sequence[_Descent], step: int) -> list[float]:
-    """Take step ``step`` of each and return the losses; one whose loss is not a number stands still.
-
-    As in packed training, so many go into a pass as a processor's cache holds the rows of. Where they act on texts,
-    too, each goes alone: the texts are the larger part, and would take as many times the memory.
-    """
+    """Take step ``step`` of each and return the losses; one whose loss is not a number stands still."""
     groups = [one.rows(step) for one in descents]
-    alone = setting.objective.shares(setting.backbone, setting.firsts)
-    each = 1 if alone else max(1, setting.backbone.rows_at_once // max(map(len, groups), default=1))
+    each = _at_once(setting, groups)
     losses: list[float] = []
     for start in range(0, len(descents), each):
         part = descents[start : start + each]
@@ -251,6 +246,17 @@ def _step(setting: Setting, descents: Sequence[_Descent], step: int) -> list[flo
             one.move(step)
         losses += found.tolist()
     return losses
+
+
+def _at_once(setting: Setting, groups: Sequence[Sequence[Row]]) -> int:
+    """Return how many mixtures to put into one pass: of whose rows a processor's cache holds, in passes of like size.
+
+    Where they act on texts, too, each goes alone: the texts are the larger part, and would take many times the memory.
+    """
+    if not groups or setting.objective.shares(setting.backbone, setting.firsts):
+        return 1
+    most = max(1, setting.backbone.rows_at_once // len(groups[0]))
+    return math.ceil(len(groups) / math.ceil(len(groups) / most))
 
 
 def _optimizer(mixture: Mixture, recipe: Recipe, settings: InterpolationSettings) -> torch.optim.Optimizer:
