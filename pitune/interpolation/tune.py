@@ -17,6 +17,7 @@ from pitune.interpolation.mixture import Mixture, SideBySide
 from pitune.interpolation.settings import InterpolationSettings, Own, Start
 from pitune.materials import Materials
 from pitune.objectives import Acting, Objective, Row, Rows, right
+from pitune.training.pack import PACK_SIZE
 from pitune.training.recipe import Recipe
 
 
@@ -251,11 +252,12 @@ def _step(setting: Setting, descents: Sequence[_Descent], step: int) -> list[flo
 def _at_once(setting: Setting, groups: Sequence[Sequence[Row]]) -> int:
     """Return how many mixtures to put into one pass: of whose rows a processor's cache holds, in passes of like size.
 
-    Where they act on texts, too, each goes alone: the texts are the larger part, and would take many times the memory.
+    They are no more than train in a pack, for nobody reckons a task's memory. Where they act on texts, too, each goes
+    alone: the texts are the larger part, and would take many times the memory.
     """
     if not groups or setting.objective.shares(setting.backbone, setting.firsts):
         return 1
-    most = max(1, setting.backbone.rows_at_once // len(groups[0]))
+    most = max(1, min(PACK_SIZE, setting.backbone.rows_at_once // len(groups[0])))
     return math.ceil(len(groups) / math.ceil(len(groups) / most))
 
 
