@@ -138,8 +138,8 @@ def test_folds_are_fitted_as_their_slice_was_and_averaged(
     kind: Any = materials.kind
     saved: Any = materials.saved(PLACE)
     for site, held in saved[1].items():
-        expected = torch.stack([kind.delta(one[site]) for one in experts[said.chosen]]).mean(0)
-        torch.testing.assert_close(saved[0].delta(held), expected, rtol=1e-3, atol=1e-5)
+        delta = torch.stack([kind.delta(one[site]) for one in experts[said.chosen]]).mean(0)
+        torch.testing.assert_close(saved[0].delta(held), delta, rtol=1e-3, atol=1e-5)
         assert len(held[A]) == sum(len(one[site][A]) for one in experts[said.chosen])
     assert (manifest["trials"], manifest["steps"]) == (6 + fits * FOLDS, 48 + fits * FOLDS * FEW.steps)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from tinymodel import KINDS, embed, flat, make_rows, make_task, random_expert, setting
 from torch import Tensor, nn
 
+from pitune.backbones import Backbone
 from pitune.backbones.base import ROWS_AT_ONCE
 from pitune.backbones.text import TextBackbone
 from pitune.errors import PituneError
@@ -18,7 +21,7 @@ from pitune.experts import Bank, ExpertKind
 from pitune.interpolation.mixture import Mixture
 from pitune.interpolation.settings import InterpolationSettings
 from pitune.interpolation.tune import Tuned, Tuning, Validation, starting_logits, tune, tune_together, validate
-from pitune.objectives import Match, Rows
+from pitune.objectives import Match, Row, Rows
 from pitune.training.recipe import Recipe
 
 LORA, ADAPTER = KINDS
@@ -228,5 +231,10 @@ def test_who_acts_on_texts_goes_alone(tiny: TextBackbone, monkeypatch: pytest.Mo
     live = replace(setting(tiny, LORA), objective=Match(scale=10.0, live=True))
     seen: list[int] = []
     plain = Match.collate
-    monkeypatch.setattr(Match, "collate", lambda self, *parts: seen.append(len(parts[2])) or plain(self, *parts))
+
+    def collate(self: Match, backbone: Backbone, firsts: Mapping[str, int], groups: Sequence[Sequence[Row]]) -> Any:
+        seen.append(len(groups))
+        return plain(self, backbone, firsts, groups)
+
+    monkeypatch.setattr(Match, "collate", collate)
     assert all(tune_together(live, several(tiny, LORA, 1)[:2])) and set(seen) == {1}
