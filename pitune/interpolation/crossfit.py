@@ -2,8 +2,8 @@
 
 The few validation examples of a target are a poor judge of methods. Here its shots are dealt into folds, too: each
 method is fitted again on all examples but those of a fold, by the setting that it has chosen, and judged by them. So
-each example has a loss under experts that have not learned from it. And as the experts of a method's folds have learned
-from different examples, their average is better than one: it is what is kept of a method.
+each example has a loss under experts that have not learned from it. By these losses the methods share in the average of
+all, in which the experts of a method's folds, that have learned from different examples, count alike.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from pitune.errors import PituneError
 from pitune.experts import Bank, Expert
 from pitune.experts.checkpoint import to_files
 from pitune.interpolation.jobs import CrossfitJob
+from pitune.interpolation.merging import DIGITS
 from pitune.interpolation.settings import InterpolationSettings
 from pitune.interpolation.stacking import averaged
 from pitune.interpolation.target import tuning
@@ -32,6 +34,10 @@ from pitune.training.recipe import Recipe
 
 ALONE = InterpolationSettings(granularity="global", experts_rate=1.0)
 """How a mixture of one expert is tuned as an expert is trained: at the recipe's own rate."""
+DRAWS = 2000
+"""So many times are the examples weighed anew; shares then are within about .01 of those of ever more draws."""
+LEAST = 0.01
+"""A share that is less is not worth its ranks."""
 Fit = list[Expert | None]
 """What each method came to on a fold; None where it diverged."""
 
@@ -44,26 +50,43 @@ class Judgement:
         losses: the mean loss of each; None where one is no number.
         gains: by how much each has less of it than the first; None likewise.
         errors: the standard errors of the gains, paired over examples; None likewise.
-        chosen: which one is taken.
+        weights: the share of each in the average, 0 or more; together 1.
+        helps: whether the best of them is clearly better than the first.
     """
 
     losses: list[float | None]
     gains: list[float | None]
     errors: list[float | None]
-    chosen: int
+    weights: list[float]
+    helps: bool
 
 
 def judge(losses: Tensor) -> Judgement:
-    """Choose among methods by their out-of-fold losses, (methods, examples), of which those of the first are numbers.
+    """Judge methods by their out-of-fold losses, (methods, examples), of which those of the first are numbers.
 
-    It is the best, if that gains more than one standard error over the first, else the first (after the rule of Breiman
-    et al., Classification and Regression Trees, section 3.4.3). A method with a loss that is no number is out.
+    The best is clearly better if it gains more than one standard error over the first (after the rule of Breiman et
+    al., Classification and Regression Trees, section 3.4.3). A method with a loss that is no number is out.
     """
     apart = losses[0] - losses
     gains, errors = apart.mean(1), apart.std(1) / losses.shape[1] ** 0.5
     best = int(gains.nan_to_num(nan=-math.inf).argmax())
-    chosen = best if gains[best] > errors[best] else 0
-    return Judgement(_numbers(losses.mean(1)), _numbers(gains), _numbers(errors), chosen)
+    numbers = [_numbers(some) for some in (losses.mean(1), gains, errors)]
+    return Judgement(*numbers, shares(losses), bool(gains[best] > errors[best]))
+
+
+def shares(losses: Tensor) -> list[float]:
+    """Return each method's share by its losses, (methods, examples): pseudo-BMA+ (arXiv 1704.02030, section 3.4).
+
+    A share is the likelihood of the examples under a method, among all methods', averaged over :data:`DRAWS` of the
+    examples' weights (the Bayesian bootstrap): where other examples might well have said otherwise, methods share. A
+    method with a loss that is no number has nothing, and what has less than :data:`LEAST` leaves it to the others.
+    """
+    count = losses.shape[1]
+    drawn = torch.from_numpy(np.random.default_rng(0).dirichlet(np.ones(count), DRAWS))
+    likely = (-count * losses.double() @ drawn.T).nan_to_num(nan=-math.inf).softmax(0).mean(1)
+    kept = torch.where(likely < LEAST, 0.0, likely)
+    found: list[float] = (kept / kept.sum()).tolist()
+    return [round(share, DIGITS) for share in found]
 
 
 def _numbers(values: Tensor) -> list[float | None]:
@@ -72,24 +95,22 @@ def _numbers(values: Tensor) -> list[float | None]:
 
 
 def crossfit(materials: Materials, job: CrossfitJob) -> None:
-    """Fit a target's methods on its folds, choose by what these hold out, and commit the average over the folds.
+    """Fit a target's methods on its folds, and commit the average of all, shared by what the folds hold out.
 
     Raises:
         PituneError: a method's expert is missing, or the first method diverges on a fold; another is then out.
     """
     began = time.perf_counter()
     found = manifests_of(materials, job.tried)
-    folds = job.slice.dealt(job.folds)
-    fits: list[Fit] = [[materials.expert(name) for name in job.tried], *_fitted(materials, job, folds, found)]
-    scores = [_out_of_fold(materials, chosen, fit) for chosen, fit in zip((job.slice, *folds), fits, strict=True)]
+    fits = fit_folds(materials, job)
+    scores = [out_of_fold(materials, chosen, fit) for chosen, fit in fits.items()]
     losses, hits = (torch.cat(parts, 1) for parts in zip(*scores, strict=True))
     if not losses[0].isfinite().all():
         raise PituneError(
             f"{job.artifacts[0]}: {job.tried[0]} has a loss that is no number on a fold; lower training.*.learning_rate"
         )
     said = judge(losses)
-    members = [expert for fit in fits if (expert := fit[said.chosen])]
-    expert, rank_error = averaged(materials, members, [1 / len(fits)] * len(fits), job.interpolation.max_rank)
+    expert, rank_error = average(materials, list(fits.values()), said.weights, job.interpolation.max_rank)
     took = spent_together(list(found.values()))
     recipes = [*_recipes(job, found), job.recipe]
     materials.store.commit(
@@ -100,25 +121,29 @@ def crossfit(materials: Materials, job: CrossfitJob) -> None:
         slice=str(job.slice),
         folds=job.folds,
         examples=losses.shape[1],
-        chosen=job.tried[said.chosen],
-        helps=said.chosen > 0,
+        weights=dict(zip(job.tried, said.weights, strict=True)),
+        helps=said.helps,
         tried=dict(zip(job.tried, said.losses, strict=True)),
         gains=dict(zip(job.tried, said.gains, strict=True)),
         errors=dict(zip(job.tried, said.errors, strict=True)),
         accuracies=dict(zip(job.tried, _numbers(hits.mean(1)), strict=True)),
         rank_error=rank_error,
-        trials=took.trials + len(folds) * len(recipes),
-        steps=took.steps + len(folds) * sum(recipe.steps for recipe in recipes),
+        trials=took.trials + job.folds * len(recipes),
+        steps=took.steps + job.folds * sum(recipe.steps for recipe in recipes),
         seconds=took.seconds + time.perf_counter() - began,
     )
 
 
-def _fitted(materials: Materials, job: CrossfitJob, folds: Sequence[Slice], found: Mapping[str, Manifest]) -> list[Fit]:
-    """Return what ``single``, ``nearest`` and ``pi`` come to on each fold, each by the setting that it chose.
+def fit_folds(materials: Materials, job: CrossfitJob) -> dict[Slice, Fit]:
+    """Return what ``single``, ``nearest`` and ``pi`` came to on a target, and what they come to on each fold of it.
 
     The experts of all folds are trained side by side, and then the mixtures. The own expert that ``pi`` mixes is the
     fold's, too: it has seen nothing of what is held out.
+
+    Raises:
+        PituneError: a method's expert is missing.
     """
+    found, folds = manifests_of(materials, job.tried), job.slice.dealt(job.folds)
     _, nearest, pi = (found[name] for name in job.tried)
     setting, recipes = Setting.of(materials), _recipes(job, found)
     starts = (materials.start, materials.expert(nearest["start"]), materials.start)[: len(recipes)]
@@ -134,7 +159,8 @@ def _fitted(materials: Materials, job: CrossfitJob, folds: Sequence[Slice], foun
     chosen = (pi["top_k"], pi["temperature"], pi["own"], pi["rate"])
     mixing = [tuning(materials, replace(job, slice=fold), *chosen, [*near, own]) for fold, own in owns.items()]
     mixed = dict(zip(owns, tune_together(setting, mixing), strict=True))
-    return [[*fit[:2], mixed.get(fold)] for fold, fit in fits.items()]
+    finished: Fit = [materials.expert(name) for name in job.tried]
+    return {job.slice: finished, **{fold: [*fit[:2], mixed.get(fold)] for fold, fit in fits.items()}}
 
 
 def _recipes(job: CrossfitJob, found: Mapping[str, Manifest]) -> list[Recipe]:
@@ -148,7 +174,7 @@ def _recipes(job: CrossfitJob, found: Mapping[str, Manifest]) -> list[Recipe]:
     return recipes + [job.recipe] * (pi["own"] == "trained" and recipes[0] != job.recipe)
 
 
-def _out_of_fold(materials: Materials, chosen: Slice, fit: Fit) -> tuple[Tensor, Tensor]:
+def out_of_fold(materials: Materials, chosen: Slice, fit: Fit) -> tuple[Tensor, Tensor]:
     """Return the losses of experts on what their slice or fold holds out, and what they answer right; NaN of none."""
     rows = materials.rows(((chosen, 1.0),), "validation", again=False)
     known = [place for place, expert in enumerate(fit) if expert]
@@ -157,3 +183,11 @@ def _out_of_fold(materials: Materials, chosen: Slice, fit: Fit) -> tuple[Tensor,
         bank = Bank(materials.kind, [expert for expert in fit if expert]).to(materials.backbone.device)
         losses[known], hits[known] = score_each(Setting.of(materials), bank, len(known), rows)
     return losses, hits
+
+
+def average(
+    materials: Materials, fits: Sequence[Fit], weights: Sequence[float], max_rank: int | None
+) -> tuple[Expert, float]:
+    """Return the average of methods by weight and of folds alike, and what cutting its rank took; see ``averaged``."""
+    held = [(one, share / len(fits)) for fit in fits for one, share in zip(fit, weights, strict=True) if one and share]
+    return averaged(materials, [one for one, _ in held], [share for _, share in held], max_rank)

@@ -1,4 +1,4 @@
-"""Single, nearest or pi, chosen by cross-fitting, and averaged over folds."""
+"""Single, nearest and pi, averaged over folds by what these hold out."""
 
 from __future__ import annotations
 
@@ -22,22 +22,19 @@ def _crossfit(materials: Any, job: CrossfitJob) -> None:
 
 
 class Crossfit(Method):
-    """``single``, ``nearest`` or ``pi``, chosen by every example that a target has, and averaged over its folds.
+    """``single``, ``nearest`` and ``pi``, averaged over a target's folds by every example that it has.
 
-    Each is fitted again on the folds of the target's shots (``sweep.folds``). The best on what these hold out is taken,
-    if it is clearly better than ``single``, else ``single``.
+    Each is fitted again on the folds of the target's shots (``sweep.folds``), and has a share in the average by how
+    likely it makes what these hold out.
     """
 
     name = "crossfit"
     title = "cross-fit"
-    note = (
-        "single, or nearest or pi where it is clearly better on what folds of the shots hold out; the average over the "
-        "folds"
-    )
+    note = "single, nearest and pi, averaged over folds of the shots by how likely each makes what these hold out"
     sees = "shots"
 
     def build(self, plan: Builder, target: Slice) -> Node | None:
-        """Build the three, and the choice among them.
+        """Build the three, and their average.
 
         Raises:
             PituneError: the target has fewer shots than there are folds.
@@ -52,6 +49,7 @@ class Crossfit(Method):
             "slice": str(target),
             "members": [[name, plan.fingerprint(name)] for name in names],
             "folds": folds,
+            "shares": "pseudo-BMA+",
         }
         parts = (pi.neighbours, pi.own, pi.recipe, pi.interpolation, pi.sweep, self.name, names, folds)
         job = CrossfitJob((f"baselines/{target}/{self.name}",), inputs, target, *parts)

@@ -1,4 +1,4 @@
-"""Cross-fitting: the judgement by hand, folds fitted as their slice was, the average beside a plain one."""
+"""Cross-fitting: judged by hand, shares by an integral, folds fitted as their slice was, the average a plain one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tinymerges import NEAR, SOURCES, TARGET, materials_with_experts
@@ -15,7 +16,7 @@ from pitune.errors import PituneError
 from pitune.experts import Bank, Expert
 from pitune.experts.checkpoint import to_files
 from pitune.experts.lora import A
-from pitune.interpolation.crossfit import crossfit, judge
+from pitune.interpolation.crossfit import crossfit, judge, shares
 from pitune.interpolation.jobs import CrossfitJob
 from pitune.interpolation.settings import InterpolationSettings, SweepSettings
 from pitune.interpolation.tune import Setting, Tuning, starting_logits, tune
@@ -35,23 +36,35 @@ WILD = FEW.model_copy(update={"learning_rate": 1e30})
 FOLDS = 2
 
 
-def test_what_is_not_clearly_better_is_left_out() -> None:
+def test_what_is_not_clearly_better_does_not_help() -> None:
     """Four examples, by hand: their gains have a mean of .4, and squares of .3, .1, .1 and .3 about it."""
     single = torch.tensor([1.0, 1.2, 0.8, 1.0], dtype=torch.float64)
     gains = torch.tensor([0.1, 0.3, 0.5, 0.7], dtype=torch.float64)
     error = math.sqrt(0.2 / 3) / 2
     found = judge(torch.stack([single, single + 0.1, single - gains]))
     assert found.losses == pytest.approx([1.0, 1.1, 0.6]) and found.gains == pytest.approx([0.0, -0.1, 0.4])
-    assert found.errors == pytest.approx([0.0, 0.0, error], abs=1e-9) and found.chosen == 2
-    for mean, chosen in ((error + 0.01, 1), (error - 0.01, 0), (-1.0, 0)):
-        assert judge(torch.stack([single, single - gains + 0.4 - mean])).chosen == chosen
+    assert found.errors == pytest.approx([0.0, 0.0, error], abs=1e-9) and found.helps
+    for mean, helps in ((error + 0.01, True), (error - 0.01, False), (-1.0, False)):
+        assert judge(torch.stack([single, single - gains + 0.4 - mean])).helps == helps
     unsure, sure = single - 10 * (gains - 0.4) - 0.2, single - gains
-    assert judge(torch.stack([single, sure + 0.3, unsure])).chosen == 0  # the best decides, and it is not sure
-    for lost in (math.nan, math.inf):
-        out = torch.tensor([0.0, 0.0, 0.0, lost], dtype=torch.float64)
-        found = judge(torch.stack([single, out, sure]))
-        assert found.losses == pytest.approx([1.0, None, 0.6]) and found.chosen == 2
-        assert found.gains == pytest.approx([0.0, None, 0.4]) and found.errors == pytest.approx([0.0, None, error])
+    assert not judge(torch.stack([single, sure + 0.3, unsure])).helps  # the best decides, and it is not sure
+
+
+def test_methods_share_by_how_likely_they_make_the_examples_however_these_are_weighed() -> None:
+    """Of two methods, against the integral: of two examples the Bayesian bootstrap's weights are uniform on a line."""
+    apart = torch.tensor([0.9, -0.4], dtype=torch.float64)
+    places = (np.arange(100_000) + 0.5) / 100_000
+    gain = 2 * (places * 0.9 - (1 - places) * 0.4)
+    expected = float((1 / (1 + np.exp(gain))).mean())
+    assert shares(torch.stack([torch.zeros(2, dtype=torch.float64), apart])) == pytest.approx(
+        [1 - expected, expected], abs=0.01
+    )
+    alike = torch.ones(3, 5, dtype=torch.float64)
+    assert shares(alike) == pytest.approx([1 / 3] * 3, abs=1e-5)
+    alike[1] = math.nan
+    assert shares(alike) == pytest.approx([0.5, 0.0, 0.5])
+    alike[1] = 3.0  # five examples, e to the -10: less than what is worth its ranks
+    assert shares(alike) == pytest.approx([0.5, 0.0, 0.5])
 
 
 @pytest.fixture
@@ -131,16 +144,18 @@ def test_folds_are_fitted_as_their_slice_was_and_averaged(
     said = judge(torch.tensor(losses, dtype=torch.float64))
     examples = sum(len(materials.data(chosen).validation) for chosen in (TARGET, *folds))
     assert manifest["examples"] == examples == len({*_keys(materials, TARGET)}) == len(losses[0])
-    assert manifest["folds"] == FOLDS and manifest["helps"] == (said.chosen > 0)
+    assert manifest["folds"] == FOLDS and manifest["helps"] == said.helps
+    weights = list(manifest["weights"].values())
+    assert list(manifest["weights"]) == [*MEMBERS] and weights == pytest.approx(said.weights, abs=1e-4)
     for facts, expected in (("tried", said.losses), ("gains", said.gains), ("errors", said.errors)):
         assert manifest[facts] == pytest.approx(dict(zip(MEMBERS, expected, strict=True)), abs=1e-4), facts
-    assert manifest["chosen"] == MEMBERS[said.chosen]
     kind: Any = materials.kind
     saved: Any = materials.saved(PLACE)
     for site, held in saved[1].items():
-        delta = torch.stack([kind.delta(one[site]) for one in experts[said.chosen]]).mean(0)
-        torch.testing.assert_close(saved[0].delta(held), delta, rtol=1e-3, atol=1e-5)
-        assert len(held[A]) == sum(len(one[site][A]) for one in experts[said.chosen])
+        parts = [weight * kind.delta(one[site]) for some, weight in zip(experts, weights, strict=True) for one in some]
+        torch.testing.assert_close(saved[0].delta(held), sum(parts) / len(experts[0]), rtol=1e-3, atol=1e-5)
+        ranks = [len(one[site][A]) for some, weight in zip(experts, weights, strict=True) for one in some if weight]
+        assert len(held[A]) == sum(ranks)
     assert (manifest["trials"], manifest["steps"]) == (6 + fits * FOLDS, 48 + fits * FOLDS * FEW.steps)
 
 
@@ -167,7 +182,7 @@ def test_what_diverges_on_a_fold_is_out_and_changes_nothing_else(
     for facts in ("tried", "gains", "errors", "accuracies"):
         expected = {**whole[facts], MEMBERS[which]: None}
         assert manifest[facts] == pytest.approx(expected, abs=1e-5), facts
-    assert manifest["chosen"] != MEMBERS[which] and manifest["steps"] == whole["steps"]
+    assert manifest["weights"][MEMBERS[which]] == 0 and manifest["steps"] == whole["steps"]
 
 
 def test_single_must_come_to_a_number(materials: Materials) -> None:
