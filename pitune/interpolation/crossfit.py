@@ -70,8 +70,8 @@ def judge(losses: Tensor) -> Judgement:
     apart = losses[0] - losses
     gains, errors = apart.mean(1), apart.std(1) / losses.shape[1] ** 0.5
     best = int(gains.nan_to_num(nan=-math.inf).argmax())
-    numbers = [_numbers(some) for some in (losses.mean(1), gains, errors)]
-    return Judgement(*numbers, shares(losses), bool(gains[best] > errors[best]))
+    helps = bool(gains[best] > errors[best])
+    return Judgement(_numbers(losses.mean(1)), _numbers(gains), _numbers(errors), shares(losses), helps)
 
 
 def shares(losses: Tensor) -> list[float]:
