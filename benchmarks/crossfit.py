@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from common import THREADS
 from numpy.typing import NDArray
-from stacking import MEMBERS, UNSEEN, is_sealed
+from stacking import MEMBERS, is_sealed, unseen_rows
 
 from pitune.config import load_config
 from pitune.experts import Bank
@@ -30,7 +30,7 @@ from pitune.interpolation.crossfit import average, fit_folds, judge, out_of_fold
 from pitune.interpolation.jobs import CrossfitJob
 from pitune.interpolation.stacking import likelihood_weights
 from pitune.interpolation.tune import Setting, validate_all
-from pitune.materials import Materials, sample
+from pitune.materials import Materials
 from pitune.plan import Plan
 
 Shares = NDArray[np.float64]
@@ -71,9 +71,10 @@ def shares_of(held_out: Sequence[Shares]) -> dict[str, tuple[Shares, bool]]:
     """Return each way's shares of the three, and whether it averages over the folds.
 
     Args:
-        held_out: the losses (methods, examples) on what the slice holds out, and each of its folds.
+        held_out: the losses (methods, examples) on what the slice holds out, and each of its folds; no numbers of what
+            has diverged.
     """
-    few, every = held_out[0], np.concatenate(held_out, 1)
+    few, every = (np.nan_to_num(some, nan=np.inf) for some in (held_out[0], np.concatenate(held_out, 1)))
     likely, likely_few = (np.array(likelihood_weights(some.mean(1).tolist(), some.shape[1])) for some in (every, few))
     ways = {name: alone(place) for place, name in enumerate(MEMBERS)}
     ways |= {"stacked": likely_few, "the best if clearly so, by validation examples": clearly(few)}
@@ -89,17 +90,15 @@ def scored(materials: Materials, job: CrossfitJob) -> dict[str, tuple[float, flo
     """Return what every way comes to on examples that a target has not drawn: the loss, and the accuracy in percent."""
     fits = fit_folds(materials, job)
     losses = [out_of_fold(materials, place, fit)[0].numpy() for place, fit in fits.items()]
-    members: dict[tuple[tuple[float, ...], bool], list[str]] = defaultdict(list)  # many ways come to the same
+    members: dict[tuple[tuple[float, ...], bool], list[str]] = defaultdict(list)  # to hundredths many come to the same
     for way, (weights, folded) in shares_of(losses).items():
         members[tuple(np.round(weights, 2).tolist()), folded].append(way)
-    data, train = materials.data(job.slice), materials.task(job.slice.task).splits["train"]
-    drawn = {example.key for example in (*data.train, *data.validation)}
-    left = tuple(example for example in train if example.key not in drawn)
-    rows = materials.rows_of(job.slice.task, sample(left, UNSEEN, "unseen"), again=False)
-    found = {}
+    rows, found = unseen_rows(materials, job.slice), {}
     for (weights, folded), ways in members.items():
-        [expert, _] = average(materials, list(fits.values())[: None if folded else 1], weights, None)
-        [score] = validate_all(Setting.of(materials), Bank(materials.kind, [expert]), 1, rows)
+        shared = [weight / sum(weights) for weight in weights]
+        [expert, _] = average(materials, list(fits.values())[: None if folded else 1], shared, None)
+        bank = Bank(materials.kind, [expert]).to(materials.backbone.device)
+        [score] = validate_all(Setting.of(materials), bank, 1, rows)
         found.update(dict.fromkeys(ways, (score.loss, 100 * score.accuracy)))
     return found
 

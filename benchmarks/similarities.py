@@ -109,7 +109,7 @@ class Judge:
 
 
 def ways(columns: dict[str, Matrix]) -> Iterator[tuple[str, Matrix]]:
-    """Yield every similarity as it is, corrected in two ways, and sums of two and three."""
+    """Yield every similarity as it is, corrected in two ways, and sums of several."""
     corrections: dict[str, Callable[[Matrix], Matrix]] = {
         "double-centred": double_centred,
         "mutual proximity": mutual_proximity,
@@ -145,10 +145,9 @@ def show_agreement(study: Path, transfer: Sequence[Row]) -> None:
             rows[row["target"]].append(row)
     halved = {target: agreement(study, held) for target, held in sorted(rows.items())}
     for half, sealed in (("development", False), ("sealed", True)):
-        some = [value for target, value in halved.items() if is_sealed(target) == sealed]
-        whole = [2 * value / (1 + value) for value in some]
-        most = np.mean([max(0.0, value) ** 0.5 for value in whole])
-        print(f"{half}: halves {np.mean(some):.2f}, whole {np.mean(whole):.2f}, at most {most:.2f}")
+        found = np.mean([value for target, value in halved.items() if is_sealed(target) == sealed])
+        whole = 2 * found / (1 + found)
+        print(f"{half}: halves {found:.2f}, whole {whole:.2f}, at most {whole**0.5:.2f}")
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from pitune.interpolation.merging import added_up
 from pitune.interpolation.stacking import likelihood_weights
 from pitune.interpolation.tune import Setting, Validation, validate_all
 from pitune.materials import Materials, sample
+from pitune.objectives import Rows
 from pitune.plan import Plan
 from pitune.report.scores import TargetScores, compare, read_targets
 from pitune.tasks.task import Slice
@@ -48,17 +49,22 @@ def shares(losses: Sequence[float], examples: int) -> list[list[float]]:
     return [*alone, alone[int(np.argmin(losses))], [1 / 3] * 3, likelihood_weights(losses, examples)]
 
 
+def unseen_rows(materials: Materials, target: Slice) -> Rows:
+    """Return training examples of a target's task that it has neither trained nor validated on."""
+    data, train = materials.data(target), materials.task(target.task).splits["train"]
+    drawn = {example.key for example in (*data.train, *data.validation)}
+    left = tuple(example for example in train if example.key not in drawn)
+    return materials.rows_of(target.task, sample(left, UNSEEN, "unseen"), again=False)
+
+
 def unseen(materials: Materials, target: Slice) -> list[Validation]:
     """Score every way for a target on training examples that it has not drawn."""
     manifests = [materials.store.manifest(place.format(target)) for place in PLACES]
     losses = [manifest["validation"]["loss"] for manifest in manifests if manifest]
-    data, train = materials.data(target), materials.task(target.task).splits["train"]
     members = Bank(materials.kind, [materials.expert(place.format(target)) for place in PLACES])
-    ways = [added_up(members, materials.start, one) for one in shares(losses, len(data.validation))]
-    drawn = {example.key for example in (*data.train, *data.validation)}
-    left = tuple(example for example in train if example.key not in drawn)
-    rows = materials.rows_of(target.task, sample(left, UNSEEN, "unseen"), again=False)
-    return validate_all(Setting.of(materials), Bank(materials.kind, ways), len(ways), rows)
+    ways = [added_up(members, materials.start, one) for one in shares(losses, len(materials.data(target).validation))]
+    bank = Bank(materials.kind, ways).to(materials.backbone.device)
+    return validate_all(Setting.of(materials), bank, len(ways), unseen_rows(materials, target))
 
 
 def show_unseen(materials: Materials, targets: Sequence[Slice]) -> None:

@@ -131,7 +131,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def rows_at_once(self) -> int:
-        """How many rows, of all who act together, to run in one batch where nothing is learnt."""
+        """How many rows, of all who act together, to run in one batch of a task: as many as its caches hold."""
         return ROWS_AT_ONCE.get(self.device.type, ROWS_AT_ONCE["cuda"])
 
     def scored_at_once(self, experts: int, firsts: Mapping[str, int], conditional: bool) -> int:

@@ -50,7 +50,7 @@ class Judgement:
         losses: the mean loss of each; None where one is no number.
         gains: by how much each has less of it than the first; None likewise.
         errors: the standard errors of the gains, paired over examples; None likewise.
-        weights: the share of each in the average, 0 or more; together 1.
+        weights: the share of each in the average, 0 or more; together 1, to six digits.
         helps: whether the best of them is clearly better than the first.
     """
 
@@ -107,7 +107,8 @@ def crossfit(materials: Materials, job: CrossfitJob) -> None:
     losses, hits = (torch.cat(parts, 1) for parts in zip(*scores, strict=True))
     if not losses[0].isfinite().all():
         raise PituneError(
-            f"{job.artifacts[0]}: {job.tried[0]} has a loss that is no number on a fold; lower training.*.learning_rate"
+            f"{job.artifacts[0]}: {job.tried[0]} has a loss that is no number on held-out examples; "
+            "lower training.*.learning_rate"
         )
     said = judge(losses)
     expert, rank_error = average(materials, list(fits.values()), said.weights, job.interpolation.max_rank)
@@ -121,7 +122,8 @@ def crossfit(materials: Materials, job: CrossfitJob) -> None:
         slice=str(job.slice),
         folds=job.folds,
         examples=losses.shape[1],
-        weights=dict(zip(job.tried, said.weights, strict=True)),
+        members=list(job.tried),
+        weights=said.weights,
         helps=said.helps,
         tried=dict(zip(job.tried, said.losses, strict=True)),
         gains=dict(zip(job.tried, said.gains, strict=True)),
@@ -152,13 +154,13 @@ def fit_folds(materials: Materials, job: CrossfitJob) -> dict[Slice, Fit]:
         for fold in folds
         for start, recipe in zip(starts, recipes, strict=True)
     ]
-    trained = tune_together(setting, alone)  # an expert that trains alone is a mixture of one
+    trained = tune_together(setting, alone, job.together)  # an expert that trains alone is a mixture of one
     fits = {fold: trained[place * len(recipes) :][: len(recipes)] for place, fold in enumerate(folds)}
     owns = {fold: own for fold, fit in fits.items() if (own := fit[2] if len(fit) > 2 else fit[0])}
     near = [materials.expert(one.expert) for one in job.neighbours[: pi["top_k"]]]
     chosen = (pi["top_k"], pi["temperature"], pi["own"], pi["rate"])
     mixing = [tuning(materials, replace(job, slice=fold), *chosen, [*near, own]) for fold, own in owns.items()]
-    mixed = dict(zip(owns, tune_together(setting, mixing), strict=True))
+    mixed = dict(zip(owns, tune_together(setting, mixing, job.together), strict=True))
     finished: Fit = [materials.expert(name) for name in job.tried]
     return {job.slice: finished, **{fold: [*fit[:2], mixed.get(fold)] for fold, fit in fits.items()}}
 
@@ -182,6 +184,7 @@ def out_of_fold(materials: Materials, chosen: Slice, fit: Fit) -> tuple[Tensor, 
     if known:
         bank = Bank(materials.kind, [expert for expert in fit if expert]).to(materials.backbone.device)
         losses[known], hits[known] = score_each(Setting.of(materials), bank, len(known), rows)
+    hits[~losses.isfinite()] = math.nan
     return losses, hits
 
 

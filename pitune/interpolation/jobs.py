@@ -134,7 +134,9 @@ class CrossfitJob(TuningJob):
     Attributes:
         tried: what ``single``, ``nearest`` and ``pi`` came to (artifacts).
         folds: into how many parts the shots are dealt; 0 of a full slice, which is judged by its validation examples.
+        together: so many experts are tuned in one pass at most, as in a pack.
     """
 
     tried: tuple[str, ...]
     folds: int
+    together: int

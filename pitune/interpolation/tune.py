@@ -17,7 +17,6 @@ from pitune.interpolation.mixture import Mixture, SideBySide
 from pitune.interpolation.settings import InterpolationSettings, Own, Start
 from pitune.materials import Materials
 from pitune.objectives import Acting, Objective, Row, Rows, right
-from pitune.training.pack import PACK_SIZE
 from pitune.training.recipe import Recipe
 
 
@@ -172,7 +171,7 @@ def tune(
     return Tuned(mixture, start, curve, best[2])
 
 
-def tune_together(setting: Setting, tunings: Sequence[Tuning]) -> list[Expert | None]:
+def tune_together(setting: Setting, tunings: Sequence[Tuning], most: int) -> list[Expert | None]:
     """Tune several mixtures side by side, each to its last step, and return what they merge to.
 
     Each comes to what it comes to alone: it has rows, rates, a loss and a loss scale of its own. Nothing is validated.
@@ -180,6 +179,7 @@ def tune_together(setting: Setting, tunings: Sequence[Tuning]) -> list[Expert | 
     Args:
         setting: as :func:`tune` takes it.
         tunings: of as many members, steps and rows each.
+        most: so many share a pass at most.
 
     Returns:
         An expert each; None where a loss was not a number.
@@ -187,7 +187,7 @@ def tune_together(setting: Setting, tunings: Sequence[Tuning]) -> list[Expert | 
     descents = [_Descent(setting, one) for one in tunings]
     left = descents
     for step in range(tunings[0].recipe.steps if tunings else 0):
-        losses = _step(setting, left, step)
+        losses = _step(setting, left, step, most)
         left = [one for one, loss in zip(left, losses, strict=True) if math.isfinite(loss)]
     return [one.mixture.merged() if one in left else None for one in descents]
 
@@ -231,33 +231,35 @@ class _Descent:
         self._optimizer.zero_grad()
 
 
-def _step(setting: Setting, descents: Sequence[_Descent], step: int) -> list[float]:
+def _step(setting: Setting, descents: Sequence[_Descent], step: int, most: int = 1) -> list[float]:
     """Take step ``step`` of each and return the losses; one whose loss is not a number stands still."""
     groups = [one.rows(step) for one in descents]
-    each = _at_once(setting, groups)
+    each = _at_once(setting, groups, most)
     losses: list[float] = []
     for start in range(0, len(descents), each):
         part = descents[start : start + each]
         acting = SideBySide([one.mixture for one in part])
         found = setting.objective.losses(setting.backbone, acting, setting.batch(groups[start : start + each])).mean(1)
-        moving = [(one, loss) for one, loss in zip(part, found, strict=True) if loss.isfinite()]
+        values = found.tolist()
+        moving = [place for place, value in enumerate(values) if math.isfinite(value)]
         if moving:
-            torch.stack([one.scaled(loss) for one, loss in moving]).sum().backward()  # type: ignore[no-untyped-call]
-        for one, _ in moving:
-            one.move(step)
-        losses += found.tolist()
+            scaled = [part[place].scaled(found[place]) for place in moving]
+            torch.stack(scaled).sum().backward()  # type: ignore[no-untyped-call]
+        for place in moving:
+            part[place].move(step)
+        losses += values
     return losses
 
 
-def _at_once(setting: Setting, groups: Sequence[Sequence[Row]]) -> int:
-    """Return how many mixtures to put into one pass: of whose rows a processor's cache holds, in passes of like size.
+def _at_once(setting: Setting, groups: Sequence[Sequence[Row]], most: int) -> int:
+    """Return how many mixtures to put into one pass, in passes of like size: whose rows a processor's cache holds.
 
-    They are no more than train in a pack, for nobody reckons a task's memory. Where they act on texts, too, each goes
-    alone: the texts are the larger part, and would take many times the memory.
+    They are ``most`` at most, for nobody reckons a task's memory. Where they act on texts, too, each goes alone: the
+    texts are the larger part, and would take many times the memory.
     """
     if not groups or setting.objective.shares(setting.backbone, setting.firsts):
         return 1
-    most = max(1, min(PACK_SIZE, setting.backbone.rows_at_once // len(groups[0])))
+    most = max(1, min(most, setting.backbone.rows_at_once // len(groups[0])))
     return math.ceil(len(groups) / math.ceil(len(groups) / most))
 
 

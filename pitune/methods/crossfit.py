@@ -8,6 +8,7 @@ from pitune.interpolation.jobs import CrossfitJob, TuningJob
 from pitune.methods.base import Method
 from pitune.methods.pi import Pi
 from pitune.methods.stacked import MEMBERS
+from pitune.training.pack import PACK_SIZE
 
 if TYPE_CHECKING:
     from pitune.plan.builder import Builder
@@ -44,6 +45,7 @@ class Crossfit(Method):
         tuned = Pi().build(plan, target)
         assert tuned is not None and isinstance(tuned.job, TuningJob)
         pi, folds = tuned.job, plan.config.sweep.folds if target.shots else 0
+        together = plan.config.training.pack_size or PACK_SIZE
         inputs = {
             "makes": "cross-fit",
             "slice": str(target),
@@ -51,7 +53,7 @@ class Crossfit(Method):
             "folds": folds,
             "shares": "pseudo-BMA+",
         }
-        parts = (pi.neighbours, pi.own, pi.recipe, pi.interpolation, pi.sweep, self.name, names, folds)
+        parts = (pi.neighbours, pi.own, pi.recipe, pi.interpolation, pi.sweep, self.name, names, folds, together)
         job = CrossfitJob((f"baselines/{target}/{self.name}",), inputs, target, *parts)
         needs = (*names, *(near.expert for near in pi.neighbours))
         cost = folds * len(names) * pi.recipe.steps * pi.recipe.batch_size + plan.facts.validated(target) / 2

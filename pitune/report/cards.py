@@ -124,7 +124,10 @@ def help_said(seeds: Sequence[bool]) -> str:
     if not seeds:
         return ""
     if not any(seeds):
-        return "Nothing here helps this task: on held-out shots, no other brings what is clearly better than its own."
+        return (
+            "Nothing here clearly helps this task: on held-out shots, what is tuned from other experts is not better than "
+            "its own by more than chance may do."
+        )
     some = "" if all(seeds) else f", on {sum(seeds)} of {plural(len(seeds), 'seed')}"
     return f"On held-out shots, what is tuned from others' experts is clearly better than its own{some}."
 

@@ -156,7 +156,7 @@ def costs(manifests: Manifests) -> list[FamilyCost]:
     """Add up the seconds and bytes of the manifests by family, the costliest first.
 
     Work done side by side counts in full. A copy of the best of several trials names the one that it is a copy of, and
-    the seconds of all of them: those count where the trials lie.
+    the seconds of all of them: those count where the trials lie. So do those of what an average was made of.
     """
     families: dict[str, list[str]] = defaultdict(list)
     for artifact in manifests:
@@ -164,7 +164,7 @@ def costs(manifests: Manifests) -> list[FamilyCost]:
     found = []
     for name, artifacts in families.items():
         several = [manifests[artifact] for artifact in artifacts]
-        seconds = [float(manifest["seconds"]) for manifest in several if _has_seconds(manifest)]
+        seconds = [_own_seconds(manifest, manifests) for manifest in several if _has_seconds(manifest)]
         size = sum(file["bytes"] for manifest in several for file in manifest["files"].values())
         found.append(FamilyCost(name, len(several), sum(seconds) if seconds else None, size))
     return sorted(found, key=lambda family: (-(family.seconds or 0.0), -family.bytes, family.name))
@@ -172,3 +172,10 @@ def costs(manifests: Manifests) -> list[FamilyCost]:
 
 def _has_seconds(manifest: dict[str, Any]) -> bool:
     return manifest.get("seconds") is not None and "chosen" not in manifest
+
+
+def _own_seconds(manifest: dict[str, Any], manifests: Manifests) -> float:
+    """Return the seconds of an artifact, less those of the artifacts that it says it has tried: they are in them."""
+    tried = manifest.get("tried")
+    known = [manifests[name] for name in tried if name in manifests] if isinstance(tried, dict) else []
+    return float(manifest["seconds"]) - sum(float(one["seconds"] or 0) for one in known)

@@ -24,6 +24,7 @@ from pitune.materials import Materials
 from pitune.tasks.task import Slice
 from pitune.training.engine import EngineSettings
 from pitune.training.loop import Member, PackTraining
+from pitune.training.pack import PACK_SIZE
 from pitune.training.recipe import Recipe
 
 MEMBERS = (f"experts/{TARGET}", f"transfer/{TARGET}/b@2#0", f"interpolations/{TARGET}")
@@ -86,8 +87,11 @@ def finish(materials: Materials, recipe: Recipe, own: str, nearest: Recipe = FAS
         materials.store.commit(name, files, "mark", trials=2, seconds=1.5, **more)
 
 
-def crossfitted(materials: Materials, target: Slice = TARGET, folds: int = FOLDS) -> dict[str, Any]:
-    parts = (FEW, InterpolationSettings(), SweepSettings(top_k=(2,)), "crossfit", MEMBERS, folds)
+def crossfitted(
+    materials: Materials, target: Slice = TARGET, folds: int = FOLDS, max_rank: int | None = None
+) -> dict[str, Any]:
+    mixing = InterpolationSettings(max_rank=max_rank)
+    parts = (FEW, mixing, SweepSettings(top_k=(2,)), "crossfit", MEMBERS, folds, PACK_SIZE)
     crossfit(materials, CrossfitJob((PLACE,), {"made": "up"}, target, NEAR, MEMBERS[0], *parts))
     manifest = materials.store.manifest(PLACE)
     assert manifest
@@ -145,8 +149,8 @@ def test_folds_are_fitted_as_their_slice_was_and_averaged(
     examples = sum(len(materials.data(chosen).validation) for chosen in (TARGET, *folds))
     assert manifest["examples"] == examples == len({*_keys(materials, TARGET)}) == len(losses[0])
     assert manifest["folds"] == FOLDS and manifest["helps"] == said.helps
-    weights = list(manifest["weights"].values())
-    assert list(manifest["weights"]) == [*MEMBERS] and weights == pytest.approx(said.weights, abs=1e-4)
+    weights = manifest["weights"]
+    assert manifest["members"] == [*MEMBERS] and weights == pytest.approx(said.weights, abs=1e-4)
     for facts, expected in (("tried", said.losses), ("gains", said.gains), ("errors", said.errors)):
         assert manifest[facts] == pytest.approx(dict(zip(MEMBERS, expected, strict=True)), abs=1e-4), facts
     kind: Any = materials.kind
@@ -167,9 +171,23 @@ def _keys(materials: Materials, chosen: Slice) -> list[str]:
 def test_a_full_slice_is_judged_by_its_validation_examples(materials: Materials) -> None:
     whole = replace(TARGET, shots=None)
     manifest = crossfitted(materials, whole, folds=0)
-    losses = [held_out(materials, whole, materials.expert(name)) for name in MEMBERS]
+    experts = [materials.expert(name) for name in MEMBERS]
+    losses = [held_out(materials, whole, one) for one in experts]
     assert list(manifest["tried"].values()) == pytest.approx([sum(one) / len(one) for one in losses], abs=1e-5)
     assert (manifest["examples"], manifest["trials"], manifest["steps"]) == (len(losses[0]), 6, 48)
+    assert manifest["weights"] == pytest.approx(shares(torch.tensor(losses, dtype=torch.float64)), abs=1e-4)
+    kind: Any = materials.kind
+    saved: Any = materials.saved(PLACE)
+    for site, held in saved[1].items():
+        parts = [weight * kind.delta(one[site]) for weight, one in zip(manifest["weights"], experts, strict=True)]
+        torch.testing.assert_close(saved[0].delta(held), sum(parts), rtol=1e-3, atol=1e-5)
+
+
+def test_a_rank_is_cut_as_an_interpolation_is(materials: Materials) -> None:
+    whole = replace(TARGET, shots=None)
+    assert crossfitted(materials, whole, folds=0)["rank_error"] == 0
+    assert crossfitted(materials, whole, folds=0, max_rank=2)["rank_error"] > 0
+    assert {len(held[A]) for held in materials.expert(PLACE).values()} == {2}
 
 
 @pytest.mark.parametrize(("which", "settings"), [(1, {"nearest": WILD}), (2, {"rate": 1e30})])
@@ -182,12 +200,14 @@ def test_what_diverges_on_a_fold_is_out_and_changes_nothing_else(
     for facts in ("tried", "gains", "errors", "accuracies"):
         expected = {**whole[facts], MEMBERS[which]: None}
         assert manifest[facts] == pytest.approx(expected, abs=1e-5), facts
-    assert manifest["weights"][MEMBERS[which]] == 0 and manifest["steps"] == whole["steps"]
+    assert manifest["weights"][which] == 0 and manifest["steps"] == whole["steps"]
 
 
 def test_single_must_come_to_a_number(materials: Materials) -> None:
     finish(materials, WILD, "fresh")
-    with pytest.raises(PituneError, match=rf"^{PLACE}: experts/{TARGET} has a loss that is no number on a fold; lower"):
+    with pytest.raises(
+        PituneError, match=rf"^{PLACE}: experts/{TARGET} has a loss that is no number on held-out examples; lower"
+    ):
         crossfitted(materials)
     assert materials.store.manifest(PLACE) is None
 

@@ -198,7 +198,7 @@ def replace_rows(rows: Rows, chosen: slice) -> Rows:
     return found
 
 
-@pytest.mark.parametrize("at_once", [64, 12])  # all in one pass, and two
+@pytest.mark.parametrize("at_once", [64, 12])  # rows: all in one pass, and two a pass
 @pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 def test_side_by_side_each_comes_to_what_it_comes_to_alone(
@@ -208,7 +208,7 @@ def test_side_by_side_each_comes_to_what_it_comes_to_alone(
     monkeypatch.setitem(ROWS_AT_ONCE, "cpu", at_once)
     tunings = several(tiny, kind, members)
     list(tunings[2].experts[0].values())[-1][next(iter(kind.parameter_names))][:] = math.nan
-    together = tune_together(setting(tiny, kind), tunings)
+    together = tune_together(setting(tiny, kind), tunings, 6)
     assert together[2] is None
     validation = make_rows(tiny, TASK, "validation")
     for place in (0, 1, 3, 4):
@@ -216,19 +216,22 @@ def test_side_by_side_each_comes_to_what_it_comes_to_alone(
         found = together[place]
         assert found is not None
         torch.testing.assert_close(flat(found), flat(alone), atol=1e-5, rtol=1e-4)
-    assert tune_together(setting(tiny, kind), []) == []
+    assert tune_together(setting(tiny, kind), [], 6) == []
 
 
 def test_all_may_diverge(tiny: TextBackbone) -> None:
     tunings = several(tiny, LORA, 1)[:2]
     for one in tunings:
         list(one.experts[0].values())[-1]["lora_A.weight"][:] = math.nan
-    assert tune_together(setting(tiny, LORA), tunings) == [None, None]
+    assert tune_together(setting(tiny, LORA), tunings, 6) == [None, None]
 
 
-def test_who_acts_on_texts_goes_alone(tiny: TextBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Side by side they would need the memory of as many times the texts."""
-    live = replace(setting(tiny, LORA), objective=Match(scale=10.0, live=True))
+@pytest.mark.parametrize(("live", "most", "passes"), [(False, 6, {5}), (False, 4, {3, 2}), (True, 6, {1})])
+def test_passes_are_of_like_size_and_who_acts_on_texts_goes_alone(
+    live: bool, most: int, passes: set[int], tiny: TextBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Side by side those would need the memory of as many times the texts."""
+    given = replace(setting(tiny, LORA), objective=Match(scale=10.0, live=live))
     seen: list[int] = []
     plain = Match.collate
 
@@ -237,4 +240,4 @@ def test_who_acts_on_texts_goes_alone(tiny: TextBackbone, monkeypatch: pytest.Mo
         return plain(self, backbone, firsts, groups)
 
     monkeypatch.setattr(Match, "collate", collate)
-    assert all(tune_together(live, several(tiny, LORA, 1)[:2])) and set(seen) == {1}
+    assert all(tune_together(given, several(tiny, LORA, 1), most)) and set(seen) == passes

@@ -154,6 +154,6 @@ def test_a_card_says_whether_other_tasks_help(tmp_path: Path) -> None:
                 name = f"{task}@{shots}#{seed}"
                 commit(store, f"baselines/{name}/crossfit", {"made_up.json": b"{}"}, slice=name, helps=said)
     amazon, movie, news = (gallery.help for gallery in galleries(store))
-    assert movie.startswith("Nothing here helps this task") and movie in build_page(store)
+    assert movie.startswith("Nothing here clearly helps this task") and movie in build_page(store)
     assert "clearly better than its own, on 2 of 3 seeds." in amazon and "Nothing" not in amazon
     assert news == amazon.replace(", on 2 of 3 seeds", "")

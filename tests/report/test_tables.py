@@ -116,6 +116,8 @@ def test_cost_adds_up_the_manifests_by_family(tmp_path: Path) -> None:
     store = tiny().write(Store(tmp_path))
     store.commit("rivals/movie@16#0/tadapter.json", {"": b"123"}, "0", seconds=2.0)
     store.commit("baselines/movie@16#0/chosen", {"a": b"1"}, "0", seconds=90.0, chosen="trials/movie@16#0/3")  # a copy
+    made_of = {"rivals/movie@16#0/tadapter.json": 0.5, "gone": 0.1}  # of the first the two seconds count there
+    store.commit("averages/movie@16#0", {"a": b"1"}, "0", seconds=7.0, tried=made_of)
     families = {family.name: family for family in costs(store.artifacts())}
     seconds = {name: family.seconds for name, family in families.items()}
     assert seconds == {
@@ -125,6 +127,7 @@ def test_cost_adds_up_the_manifests_by_family(tmp_path: Path) -> None:
         "interpolations": pytest.approx(6 * 48.5),
         "predictions": pytest.approx((4 * 6 + 2 * 3) * 0.75),
         "rivals": 2.0,
+        "averages": 5.0,
         "graph": 0.1,
         "transfer": pytest.approx(6 * 3 * 1.5 + 0.1),
         "tasks": None,
