@@ -125,8 +125,8 @@ def help_said(seeds: Sequence[bool]) -> str:
         return ""
     if not any(seeds):
         return (
-            "Nothing here clearly helps this task: on held-out shots, what is tuned from other experts is not better than "
-            "its own by more than chance may do."
+            "Nothing here clearly helps this task: on held-out shots, what is tuned from other experts is not better "
+            "than its own by more than chance may do."
         )
     some = "" if all(seeds) else f", on {sum(seeds)} of {plural(len(seeds), 'seed')}"
     return f"On held-out shots, what is tuned from others' experts is clearly better than its own{some}."
