@@ -39,7 +39,7 @@ from pitune.results import TRANSFER
 from pitune.store import Store, fingerprint_of
 
 PAGE = "report.html"
-VERSION = 7
+VERSION = 8
 """Part of the page's fingerprint: raise it when the page changes."""
 
 
