@@ -32,6 +32,7 @@ from pitune.interpolation.stacking import likelihood_weights
 from pitune.interpolation.tune import Setting, validate_all
 from pitune.materials import Materials
 from pitune.plan import Plan
+from pitune.training.choice import manifests_of
 
 Shares = NDArray[np.float64]
 EM_STEPS = 3000
@@ -88,7 +89,7 @@ def shares_of(held_out: Sequence[Shares]) -> dict[str, tuple[Shares, bool]]:
 
 def scored(materials: Materials, job: CrossfitJob) -> dict[str, tuple[float, float]]:
     """Return what every way comes to on examples that a target has not drawn: the loss, and the accuracy in percent."""
-    fits = fit_folds(materials, job)
+    fits = fit_folds(materials, job, manifests_of(materials, job.tried))
     losses = [out_of_fold(materials, place, fit)[0].numpy() for place, fit in fits.items()]
     members: dict[tuple[tuple[float, ...], bool], list[str]] = defaultdict(list)  # to hundredths many come to the same
     for way, (weights, folded) in shares_of(losses).items():

@@ -102,7 +102,7 @@ def crossfit(materials: Materials, job: CrossfitJob) -> None:
     """
     began = time.perf_counter()
     found = manifests_of(materials, job.tried)
-    fits = fit_folds(materials, job)
+    fits = fit_folds(materials, job, found)
     scores = [out_of_fold(materials, chosen, fit) for chosen, fit in fits.items()]
     losses, hits = (torch.cat(parts, 1) for parts in zip(*scores, strict=True))
     if not losses[0].isfinite().all():
@@ -136,16 +136,16 @@ def crossfit(materials: Materials, job: CrossfitJob) -> None:
     )
 
 
-def fit_folds(materials: Materials, job: CrossfitJob) -> dict[Slice, Fit]:
+def fit_folds(materials: Materials, job: CrossfitJob, found: Mapping[str, Manifest]) -> dict[Slice, Fit]:
     """Return what ``single``, ``nearest`` and ``pi`` came to on a target, and what they come to on each fold of it.
 
     The experts of all folds are trained side by side, and then the mixtures. The own expert that ``pi`` mixes is the
-    fold's, too: it has seen nothing of what is held out.
+    fold's, too: it has seen nothing of what is held out. ``found`` are the manifests of what they came to.
 
     Raises:
         PituneError: a method's expert is missing.
     """
-    found, folds = manifests_of(materials, job.tried), job.slice.dealt(job.folds)
+    folds = job.slice.dealt(job.folds)
     _, nearest, pi = (found[name] for name in job.tried)
     setting, recipes = Setting.of(materials), _recipes(job, found)
     starts = (materials.start, materials.expert(nearest["start"]), materials.start)[: len(recipes)]
